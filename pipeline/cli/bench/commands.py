@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import copy
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.cli.options import AsJson, Device, HelpAlone, Sets, app, named_file, torch_device
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.config.cache_spec import CacheSpec
 
 bench_app = typer.Typer(
     help="Measure this machine. Medians, and ratios against a reference in the same run.",
@@ -44,6 +51,12 @@ def bench_extract(
             "times.",
         ),
     ] = None,
+    parts: Annotated[
+        bool,
+        typer.Option(
+            "--parts", help="Measure what each part costs the processor instead, one by one."
+        ),
+    ] = False,
     device: Device = None,
     sets: Sets = None,
     as_json: AsJson = False,
@@ -67,6 +80,9 @@ def bench_extract(
         return plugins.validate(CacheSpec, table, "bench")
 
     sets = sets or []
+    if parts:
+        _show_parts(loaded(sets), frames, torch_device(device), as_json)
+        return
     result = extract.extract_speed(
         loaded(sets),
         frames,
@@ -89,6 +105,26 @@ def bench_extract(
             f"extraction reaches {other['ratio']:.3f} of the bare encoder (median {of})\n"
             f"and is {other['times']:.2f} times as fast as the first (median {of})"
         )
+
+
+def _show_parts(spec: CacheSpec, frames: int, device: torch.device | None, as_json: bool) -> None:
+    from pipeline.cli import console
+    from pipeline.cli.bench.extract import short_videos
+    from pipeline.cli.bench.parts import extraction_parts
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = extraction_parts(spec, short_videos(frames, Path(folder)), device)
+    if as_json:
+        console.show_json(asdict(found))
+        return
+    rows = [(part, f"{core_ms:.3f}") for part, core_ms in found.core_ms.items()]
+    rows.append(("write, in the one thread", f"{found.writer_core_ms:.3f}"))
+    console.show_table("Every part alone", ("", "core-milliseconds a frame"), rows)
+    console.show(
+        f"a decoding process takes {found.start_core_ms:.0f} core-milliseconds to start\n"
+        f"a frame: {console.bytes_text(found.source_bytes)} decoded, "
+        f"{console.bytes_text(found.stored_bytes)} stored, {found.flops / 1e9:.1f} GFLOP to encode"
+    )
 
 
 @bench_app.command("scale", hidden=True)  # its name before 0.5.0

@@ -84,7 +84,7 @@ def extract_speed(
     ]
     shape = token_shape(spec)
     with tempfile.TemporaryDirectory() as folder:
-        videos = _videos(frames, Path(folder))
+        videos = short_videos(frames, Path(folder))
         for repeat in range(repeats + 1):
             for number, case in enumerate(cases):
                 bare = _bare(case.encoder, case.spec, frames, device)
@@ -111,7 +111,7 @@ def extract_speed(
     return found
 
 
-def _videos(frames: int, folder: Path) -> Manifest:
+def short_videos(frames: int, folder: Path) -> Manifest:
     """Short videos of 256 px with about so many frames together."""
     rendered = min(frames, RENDERED_FRAMES)
     clips = max(1, rendered // (8 * 24))
