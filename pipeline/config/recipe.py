@@ -234,8 +234,17 @@ class TrainingSettings(Settings):
     """Decay rates of AdamW's running means of the gradient and of its square."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Norm of all gradients together above which they are scaled down to it."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the forward pass. auto: bfloat16 autocast on CUDA, float32 on CPU."""
+    precision: Literal["auto", "native", "float32", "bfloat16"] = "auto"
+    """Number format of the forward pass. auto: bfloat16 autocast on CUDA, float32 on CPU; native:
+    bfloat16 autocast where the device multiplies matrices of it in hardware, as newer CPUs do,
+    float32 elsewhere. The run says which of the two native has become."""
+    compile: bool = False
+    """Compile the forward and backward pass of training with torch.compile, for which a CPU needs a
+    C++ compiler. Sums may round otherwise, and dropout draws other numbers."""
+    gradient_checkpointing: bool = False
+    """Keep of the temporal module what it gives and remembers after every stretch of about the
+    square root of a window's frames, and compute the rest again in the backward pass: less memory
+    for long windows, more time. Gradients are equal to rounding; dropout draws other numbers."""
     seed: Seed = 0
     """Draws initial weights and dropout."""
     evaluate_every: int | None = Field(default=None, ge=1)

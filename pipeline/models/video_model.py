@@ -7,6 +7,7 @@ recorded layer, ascending.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from pipeline.config.recipe import PARTS, Part, Recipe
 from pipeline.datasets.manifest.targets import TOKENS, Arrays
@@ -73,6 +75,11 @@ class VideoModel(nn.Module):
         self.mixer = layer_mixer(model.mixer, shape.width, len(self.layers))
         self.projection = nn.Linear(shape.width, width) if model.width else nn.Identity()
         self.temporal = make_temporal(recipe, width)
+        self.stretch: int | None = None
+        """Frames after which training keeps what the temporal module gives and remembers, and
+        nothing of what it computes between; None: it keeps all."""
+        if recipe.training.gradient_checkpointing:
+            self.stretch = math.ceil(math.sqrt(frames))
         self.sees_patches = task.sees_patches
         self.readouts = nn.ModuleDict(
             {
@@ -149,8 +156,16 @@ class VideoModel(nn.Module):
         self, special_BTSD: torch.Tensor, patches_BTPD: Sequence[torch.Tensor]
     ) -> torch.Tensor:
         """Outputs of the temporal module, (B, T, N, width)."""
-        y_BTND, _ = self.temporal(self.tokens_of(special_BTSD, patches_BTPD))
-        return y_BTND
+        x_BTND = self.tokens_of(special_BTSD, patches_BTPD)
+        if self.stretch is None or not self.training:
+            y_BTND, _ = self.temporal(x_BTND)
+            return y_BTND
+        outputs: list[torch.Tensor] = []
+        state: State | None = None
+        for part_BTND in x_BTND.split(self.stretch, dim=1):
+            y_BTND, state = checkpoint(self.temporal, part_BTND, state, use_reentrant=False)
+            outputs.append(y_BTND)
+        return torch.cat(outputs, dim=1)
 
     def start(self, batch: int, query: Query | None = None) -> StreamState:
         """The state of B streams before their first frame."""

@@ -178,6 +178,8 @@ def require_same_run(
         # The recipe as it is read today: one that was written before a setting came has no such
         # key, and means its default.
         then = run.header.identity() | {"recipe": run.recipe.canonical()}
+        if recipe.training.precision == "native":  # the run says which it became
+            now["recipe"]["training"]["precision"] = then["recipe"]["training"]["precision"]
         del now["init"]
         now["init_sha256"] = init and init.sha256
         # Where weights came from says nothing once their digest is known.

@@ -19,6 +19,7 @@ from pipeline.config.json_files import sealed_json, to_json
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.datasets.manifest.targets import TOKENS, Arrays
+from pipeline.device import native_precision
 from pipeline.errors import BadInput
 from pipeline.models.step_memory import EVAL_BATCH, TrainingMemory
 from pipeline.models.tasks.contract import TaskPlugin, labels_of, make_task
@@ -148,7 +149,8 @@ def make_trainers(
     """A trainer for each recipe, whose run is in its folder, which is made or opened. `tasks` are
     those of the recipes, in order. `say` is told what is not known of initial weights."""
     trainers, notes, known = [], dict[str, None](), dict[str, Arrays]()
-    for (path, recipe), task in zip(recipes.items(), tasks, strict=True):
+    for (path, asked), task in zip(recipes.items(), tasks, strict=True):
+        recipe = with_precision_of(asked, context.device)
         initial = initial_weights(recipe, context.cache, context.manifest, path)
         torch.manual_seed(recipe.training.seed)
         model = VideoModel(recipe, context.cache.shape, task)
@@ -181,6 +183,15 @@ def make_trainers(
     for note in notes if context.ranks.is_first else ():
         say(note)
     return trainers
+
+
+def with_precision_of(recipe: Recipe, device: torch.device) -> Recipe:
+    """A recipe with the precision that `native` is on a device; any other as it is."""
+    training = recipe.training
+    if training.precision != "native":
+        return recipe
+    known = training.model_copy(update={"precision": native_precision(device)})
+    return recipe.model_copy(update={"training": known})
 
 
 def task_key(recipe: Recipe, task: TaskPlugin, layers: Sequence[int]) -> str:

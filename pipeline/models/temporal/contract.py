@@ -63,7 +63,7 @@ class TemporalModule(nn.Module, ABC):
 
         Raises BadInput: another width, no frames, a state of another batch size or token count;
         NotFinite: tokens that are NaN or infinite (left out under torch.compile, where it would
-        split the graph).
+        split the graph, and in training on CUDA, where it would wait for the device).
         """
         self._check(x_BTND, state)
         return self._run(x_BTND, state)
@@ -122,10 +122,15 @@ class TemporalModule(nn.Module, ABC):
                     "start a new stream with initial_state, or pass the state that the frame "
                     "before gave back",
                 )
+        if torch.compiler.is_compiling():
+            return
         # A sum is not finite if one of its terms is not: one pass and no mask in memory.
-        if not torch.compiler.is_compiling() and not torch.isfinite(
-            x_BTND.detach().sum(dtype=torch.float32)
-        ):
+        total = x_BTND.detach().sum(dtype=torch.float32)
+        if self.training and total.is_cuda:
+            # Whoever trains waits for the device once in a step, and sees then that the loss is not
+            # finite.
+            return
+        if not torch.isfinite(total):
             bad = int((~torch.isfinite(x_BTND)).sum())
             if bad:
                 raise NotFinite(
