@@ -61,6 +61,10 @@ class Upload:
     sent: torch.cuda.Event | None
     """Fires when a CUDA device has it."""
 
+    def part(self, cut: slice) -> Upload:
+        """Some of its first axis."""
+        return Upload(self.tensor[cut], self.sent)
+
     def on_device(self) -> torch.Tensor:
         """The array there, for work on the current stream of the calling thread, which waits for
         it; the thread does not."""

@@ -196,6 +196,8 @@ class Batch:
     """(B,) index of each window's clip in the windows that the batch is from."""
     targets: dict[str, Any] = field(default_factory=dict)
     """Name of a target -> array (B, ...), as the task has prepared it."""
+    sent: dict[str, Any] = field(default_factory=dict)
+    """Arrays and targets that are on their way to the training device already: each an `Upload`."""
 
     def __len__(self) -> int:
         return len(self.clip_index)
@@ -210,6 +212,7 @@ class Batch:
                 self.time_s_BT[cut],
                 self.clip_index[cut],
                 {name: array[cut] for name, array in self.targets.items()},
+                {name: upload.part(cut) for name, upload in self.sent.items()},
             )
             for cut in cuts
         ]

@@ -19,7 +19,7 @@ from pipeline.config.json_files import sealed_json, to_json
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.datasets.manifest.targets import TOKENS, Arrays
-from pipeline.device import native_precision
+from pipeline.device import Uploads, native_precision
 from pipeline.errors import BadInput
 from pipeline.models.step_memory import EVAL_BATCH, TrainingMemory
 from pipeline.models.tasks.contract import TaskPlugin, labels_of, make_task
@@ -105,6 +105,7 @@ class RunContext:
             self.allow_missing,
             self.language(task),
             videos,
+            Uploads(self.device) if self.device.type == "cuda" else None,
         )
 
     def language(self, task: TaskPlugin) -> Language | None:

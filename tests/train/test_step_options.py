@@ -1,21 +1,26 @@
-"""Settings that change how a step is computed and not what: gradient checkpointing, torch.compile, the number format of the
-device."""
+"""What changes how a step is computed and not what: gradient checkpointing, torch.compile, the number format of the device,
+and windows that are sent there while the step before computes."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from support.on_device import BOTH, named
 from support.training import assert_same, final, recipe
 
 from pipeline.cli.bench.memory import peak_bytes
 from pipeline.cli.bench.training.steps import TrainingStep
 from pipeline.config import plugins
+from pipeline.device import Uploads
 from pipeline.errors import BadInput
 from pipeline.models.step_memory import step_memory
-from pipeline.records import TokenShape
+from pipeline.records import OnDevice, TokenShape
 from pipeline.train import setup, trainer
 from pipeline.train.loop import train
 from pipeline.train.run import read_metrics
+from pipeline.train.setup import RunContext, open_windows
 
 CPU = torch.device("cpu")
 SHAPE = TokenShape(16, (3, 3), 1, (2,))
@@ -90,6 +95,34 @@ def test_without_a_compiler_a_compiled_training_is_refused(material, tmp_path, m
     monkeypatch.setattr(trainer.torch, "compile", lambda _: broken)
     with pytest.raises(BadInput, match=r"cannot compile for cpu here: No working C\+\+ compiler"):
         train(recipe(training={"compile": True}), material.cache, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_windows_that_reading_threads_send_are_those_that_are_moved(material, name):
+    """Whole, and in parts, while the device is busy with something else."""
+    device = named(name)
+    context = RunContext.of(material.cache, device=device)
+    _, windows, _ = open_windows([recipe()], context)
+    windows.uploads, steps = Uploads(device), range(12)
+    busy = torch.ones(512, 512, device=device)
+    for _, batch in windows.train(4, steps):
+        for _ in range(8):  # the computing stream lags behind the one that copies
+            busy = (busy @ busy).clamp(0, 1)
+        assert batch.sent.keys() == batch.arrays.keys() | batch.targets.keys()
+        parts = [windows.on_device(part, device) for part in batch.micro_batches(2)]
+        plain = windows.on_device(replace(batch, sent={}), device)
+        for whole in (windows.on_device(batch, device), joined(parts)):
+            assert torch.equal(whole.special_BTSD, plain.special_BTSD)
+            assert all(torch.equal(whole.patches[name], plain.patches[name]) for name in (2, 5))
+            assert torch.equal(whole.targets["label"], plain.targets["label"])
+
+
+def joined(parts: list[OnDevice]) -> OnDevice:
+    return OnDevice(
+        torch.cat([part.special_BTSD for part in parts]),
+        {name: torch.cat([part.patches[name] for part in parts]) for name in parts[0].patches},
+        {name: torch.cat([part.targets[name] for part in parts]) for name in parts[0].targets},
+    )
 
 
 @pytest.mark.parametrize("native", ["bfloat16", "float32"])

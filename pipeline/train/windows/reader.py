@@ -15,6 +15,7 @@ from pipeline.cache.cache import Cache
 from pipeline.cache.layout import SPECIAL, in_view, layer_name, stored_name, tokens_by_array
 from pipeline.cache.shard import aligned_empty
 from pipeline.cache.store import StoreReader
+from pipeline.device import Upload
 from pipeline.train.windows.index import WindowRows
 
 READERS = 2
@@ -68,11 +69,9 @@ class WindowReader:
         return self.decoded(self.moved(arrays, device))
 
     def moved(self, arrays: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
-        """What was read, on the device, still in the codec's form."""
-        return {
-            name: torch.from_numpy(array).to(device, non_blocking=True)
-            for name, array in arrays.items()
-        }
+        """What was read, on the device, still in the codec's form. It may have been sent there
+        already."""
+        return {name: on_device(array, device) for name, array in arrays.items()}
 
     def decoded(self, moved: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Tokens of what was `moved`."""
@@ -112,6 +111,13 @@ def read_in_turn(reads: Sequence[RowsToRead]) -> None:
         if not read.reader.read_into(*read[1:]):
             for later in reads[index + 1 : index + 1 + READS_AHEAD]:
                 later.reader.ask(later.name, later.rows, later.kept_P)
+
+
+def on_device(array: np.ndarray | Upload, device: torch.device) -> torch.Tensor:
+    """An array on a device, or what has been sent there, for work on the current stream."""
+    if isinstance(array, Upload):
+        return array.on_device()
+    return torch.from_numpy(array).to(device)
 
 
 def read_ahead(read: Callable[[Refs], Read], jobs: Iterable[Refs]) -> Iterator[Read]:

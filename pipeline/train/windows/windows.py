@@ -16,6 +16,7 @@ from pipeline.cache.layout import AFFINE, in_view
 from pipeline.config.recipe import WindowSettings
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.datasets.manifest.targets import TOKENS, Arrays, Targets, Wanted, collate
+from pipeline.device import Uploads
 from pipeline.errors import BadInput, unknown_name
 from pipeline.models.tasks.contract import FRAME_EMBEDDINGS
 from pipeline.records import Batch, Clip, OnDevice
@@ -32,7 +33,7 @@ from pipeline.train.windows.index import (
 )
 from pipeline.train.windows.kept import kept_patches, require_fitting_crop
 from pipeline.train.windows.order import SampleOrder
-from pipeline.train.windows.reader import WindowReader, read_ahead
+from pipeline.train.windows.reader import WindowReader, on_device, read_ahead
 
 
 class Windows:
@@ -55,10 +56,13 @@ class Windows:
         allow_missing: bool = False,
         language: Language | None = None,
         videos: Container[str] | None = None,
+        uploads: Uploads | None = None,
     ) -> None:
         """`layers` are those whose patches are read; None: all that the cache has. `language` is
         there where `wanted` is told something in words. `videos`: ids of those whose clips are
-        looked at; None: all."""
+        looked at; None: all. `uploads` send what is read to the training device, as soon as it is
+        read; None: it goes there when it is asked for."""
+        self.uploads = uploads
         self.cache, self.manifest, self.split, self.settings = cache, manifest, split, settings
         self.language = language
         clips = clips_of(manifest, split, settings)
@@ -167,7 +171,15 @@ class Windows:
         windows = [self.locate(ref) for ref in refs]
         time_s_BT = np.stack([window.time_s_T for window in windows])
         clip_index = np.array([ref.clip for ref in refs], np.int64)
-        return Batch(self.reader.read(windows), time_s_BT, clip_index, self._truth(windows))
+        arrays, targets = self.reader.read(windows), self._truth(windows)
+        sent = {}
+        if self.uploads is not None:
+            sent = {
+                name: self.uploads.start(array)
+                for name, array in (arrays | targets).items()
+                if isinstance(array, np.ndarray)  # another reader may read something else
+            }
+        return Batch(arrays, time_s_BT, clip_index, targets, sent)
 
     def truth(self, refs: Sequence[WindowRef]) -> Arrays:
         """The targets of `refs` alone; see `pipeline.datasets.manifest.targets`. Tokens are read
@@ -227,7 +239,8 @@ class Windows:
     def tokens(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """special (B, T, S, D), and patches (B, T, P, D) of every layer that is read; P counts
         those that the windows keep."""
-        return self.reader.tokens(batch.arrays, device)
+        arrays = {name: batch.sent.get(name, array) for name, array in batch.arrays.items()}
+        return self.reader.tokens(arrays, device)
 
     def noise(self, batch: Batch, layer: int) -> np.ndarray:
         """(B, T, P) float32: how much the codec is expected to have rounded each patch of a layer,
@@ -239,6 +252,7 @@ class Windows:
         """The tokens decoded on the device after the transfer, and the truth beside them."""
         special_BTSD, patches = self.tokens(batch, device)
         targets = {
-            name: torch.from_numpy(array).to(device) for name, array in batch.targets.items()
+            name: on_device(batch.sent.get(name, array), device)
+            for name, array in batch.targets.items()
         }
         return OnDevice(special_BTSD, dict(zip(self.reader.layers, patches, strict=True)), targets)
