@@ -2,10 +2,8 @@
 for them: the hot rows of `stillframe bench read`.
 
 Only pages that are in memory are touched: a fault that the disk answers with an error would end the
-process, while a read that fails is one sentence. So the kernel is asked first. Of what it does not
-have, long stretches are brought in by `madvise`, which answers with an error, in pages of 2 MiB: a
-disk gets few large requests for them, and they are copied faster ever after. The rest is left to
-`read`.
+process, while a read that fails is one sentence. So the kernel is asked first, and what it does not
+have is left to `read`.
 """
 
 from __future__ import annotations
@@ -15,10 +13,7 @@ import mmap
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,33 +23,17 @@ FilePart = tuple[int, np.ndarray]
 """Offset in a file, and where the bytes from there go."""
 MAPS = 128
 """Files that are mapped at a time, those read last: each holds a file descriptor."""
-LARGE_PAGE = 2 << 20
-"""Bytes of a large page, and of the shortest stretch that is brought in by large pages: they lie at
-multiples of their size, so that up to one more is read than is asked for."""
-POPULATING = 4
-"""Large pages that are asked for at a time."""
-POPULATE_READ = 22
-"""MADV_POPULATE_READ of Linux 5.14: brings pages in, and says so where that cannot be done."""
+STEP = 128 << 10
+"""Bytes of one read. The kernel takes a run of such reads for a sequential one: it reads ahead, in
+large pages that are also copied faster ever after. A whole window at once is a random read to it,
+at half the speed, and so is what `madvise` and `posix_fadvise` ask for."""
 
 _Key = tuple[int, int, int]
 _maps: OrderedDict[_Key, np.ndarray] = OrderedDict()
 _lock = threading.Lock()
-_populating = ThreadPoolExecutor(POPULATING, "populate")
 _mincore = getattr(ctypes.CDLL(None), "mincore", None)
 if _mincore is not None:
     _mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
-_madvise = getattr(ctypes.CDLL(None), "madvise", None)
-if _madvise is not None:
-    _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-
-
-def _start_anew() -> None:
-    """A fork has none of these threads."""
-    global _populating
-    _populating = ThreadPoolExecutor(POPULATING, "populate")
-
-
-os.register_at_fork(after_in_child=_start_anew)
 
 
 def copy_resident(file: BinaryIO, parts: Sequence[FilePart]) -> bool:
@@ -116,41 +95,12 @@ def resident(file: BinaryIO, start: int, stop: int) -> np.ndarray | None:
     return _there(_mapped(file), start, stop)
 
 
-def bring_in(file: BinaryIO, spans: Sequence[tuple[int, int]], *, wait: bool = True) -> bool:
-    """Brings spans of a file, bytes [start, stop) each, into memory by large pages, as far as they
-    are long side by side. Without `wait`, that goes on in other threads. False, and nothing is
-    done, where none is, or all are there."""
-    mapped_B, parts = _mapped(file) if spans else None, []
-    for start, stop in _side_by_side(spans):
-        if mapped_B is None or stop > len(mapped_B) or stop - start < LARGE_PAGE:
-            continue
-        if not _is_resident(mapped_B, start, stop):
-            parts += _populate(mapped_B, start, stop)
-    if wait:
-        for part in parts:
-            part.result()
-    return bool(parts)
-
-
 def announce(file: BinaryIO, spans: Sequence[tuple[int, int]]) -> None:
     """Has the kernel begin with spans of a file that are read next, all at once, and with no byte
     beside them."""
     if hasattr(os, "posix_fadvise"):
         for start, stop in spans:
             os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_WILLNEED)
-
-
-def _side_by_side(spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Spans in the order of the file; those that less than a page lies between are one."""
-    if not spans:
-        return
-    (at, end), *others = sorted(spans)
-    for start, stop in others:
-        if start > end + mmap.PAGESIZE:
-            yield at, end
-            at = start
-        end = max(end, stop)
-    yield at, end
 
 
 def unmap_all() -> None:
@@ -189,11 +139,6 @@ def _mapped(file: BinaryIO) -> np.ndarray | None:
                 memory_map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except OSError:
                 return None
-            with suppress(AttributeError, OSError):  # where there are none
-                memory_map.madvise(mmap.MADV_HUGEPAGE)
-                memory_map.madvise(
-                    mmap.MADV_RANDOM
-                )  # no second one beside the one that is asked for
             _maps[key] = np.frombuffer(memory_map, np.uint8)
             if len(_maps) > MAPS:
                 _maps.popitem(last=False)  # unmapped when its last reader is done
@@ -207,21 +152,3 @@ def _is_resident(mapped_B: np.ndarray, start: int, stop: int) -> bool:
     assert _mincore is not None
     asked = _mincore(mapped_B.ctypes.data + first, stop - first, pages)
     return asked == 0 and b"\0" not in pages.raw  # Linux says 1 or 0 of a page
-
-
-def _populate(mapped_B: np.ndarray, start: int, stop: int) -> list[Future[int]]:
-    """Brings the large pages of bytes [start, stop) in, side by side: a disk is slow to answer in
-    turn. Nothing is done where the system has none, or the disk answers with an error: whoever
-    reads then is told."""
-    if _madvise is None or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return []
-    first, address = start // mmap.PAGESIZE * mmap.PAGESIZE, mapped_B.ctypes.data
-    cuts = [first, *range((first // LARGE_PAGE + 1) * LARGE_PAGE, stop, LARGE_PAGE), stop]
-
-    def populate(begin: int, end: int) -> int:
-        # By way of ctypes, which lets other threads run. The map lives as long as this function.
-        assert _madvise is not None and mapped_B.size
-        answer: int = _madvise(address + begin, end - begin, POPULATE_READ)
-        return answer
-
-    return [_populating.submit(populate, begin, end) for begin, end in pairwise(cuts)]

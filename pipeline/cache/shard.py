@@ -25,7 +25,7 @@ import numpy as np
 from numcodecs.zstd import Zstd
 
 from pipeline.cache.layout import shard_file
-from pipeline.cache.page_cache import FilePart, announce, bring_in, copy_resident, resident
+from pipeline.cache.page_cache import STEP, FilePart, announce, copy_resident, resident
 from pipeline.cache.storage.contract import Span
 from pipeline.errors import BadInput
 
@@ -45,10 +45,6 @@ PARTS_AT_ONCE = 512
 """Less than the 1024 buffers that one `writev` takes."""
 LEAST_GAP = 64 << 10
 """Bytes between two stretches of a file that are worth a request to a disk of its own."""
-STEP = 128 << 10
-"""Bytes of one read. The kernel takes a run of such reads for a sequential one: it reads ahead, in
-large pages that are also copied faster ever after. A whole window at once is a random read to it,
-in small pages and up to twice as slow."""
 
 
 Run = tuple[int, int, int, int]
@@ -362,10 +358,8 @@ def read_parts(file: BinaryIO, parts: Sequence[FilePart]) -> bool:
     EOFError, OSError."""
     if copy_resident(file, parts):
         return True
-    spans = [(offset, offset + len(out)) for offset, out in parts]
-    if not (bring_in(file, spans) and copy_resident(file, parts)):
-        for part in parts:
-            _read(file, part)
+    for part in parts:
+        _read(file, part)
     return False
 
 
@@ -383,15 +377,9 @@ def read_kept(
         return True
     places_K, part = np.flatnonzero(kept_P), part_of_row(row_bytes, kept_P)
     kept_bytes = len(places_K) * (row_bytes // len(kept_P))
-    spans = [
-        span
-        for offset, out in parts
-        for span in spans_of(offset, len(out) // kept_bytes, row_bytes, part)
-    ]
-    is_whole = part == (0, row_bytes)
-    if is_whole and bring_in(file, spans) and copy_kept(there, parts, row_bytes, kept_P):
-        return False
-    announce(file, spans)
+    if part != (0, row_bytes):  # else the kernel reads ahead by itself
+        rows = [(offset, len(out) // kept_bytes) for offset, out in parts]
+        announce(file, [span for each in rows for span in spans_of(*each, row_bytes, part)])
     first, end = part
     row_B = aligned_empty((row_bytes,), np.dtype(np.uint8))
     for offset, out in parts:

@@ -21,7 +21,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 from zarr.storage import LocalStore, MemoryStore
 
 from pipeline.cache.layout import CHUNK_CHECKSUMS, shard_file
-from pipeline.cache.page_cache import announce, bring_in, copy_mapped, mapped
+from pipeline.cache.page_cache import announce, copy_mapped, mapped
 from pipeline.cache.shard import (
     MISSING,
     VERIFY,
@@ -309,9 +309,12 @@ class StoreReader:
         return True
 
     def ask(self, name: str, rows: np.ndarray, kept_P: np.ndarray | None = None) -> None:
-        """Lets the disk begin with rows that are read next, where they are long or cropped."""
+        """Lets the disk begin with rows that are read next, where it reads but a part of each:
+        where it reads all, it is as fast by itself."""
         layout = self.layout(name)
         part = part_of_row(layout.row_bytes, kept_P)
+        if part == (0, layout.row_bytes):
+            return
         for number, _, _, runs in runs_by_shard(tuple(rows.tolist()), layout):
             index, vouched = self._chunks(name, number), self._vouched_chunks(name)
             spans: list[Span] = []
@@ -323,8 +326,7 @@ class StoreReader:
                 else:
                     spans.append((start, start + length))
             with self.open_shard(name, number, spans) as file:
-                if not bring_in(file, spans, wait=False) and part != (0, layout.row_bytes):
-                    announce(file, spans)
+                announce(file, spans)
 
     def _vouched_chunks(self, name: str) -> bytearray:
         """Chunk of a token array -> whether it was compared in this process."""
@@ -365,7 +367,6 @@ class StoreReader:
         wanted = [None if listed is None else int(listed[first + chunk]) for chunk in chunks]
         spans = [(start, start + length) for start, length in places if start != MISSING]
         with self.open_shard(name, number, spans) as file:
-            bring_in(file, spans)
             return [
                 self._chunk_problem(name, file, start, length, checksum)
                 for (start, length), checksum in zip(places, wanted, strict=True)

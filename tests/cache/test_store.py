@@ -4,8 +4,6 @@ seen."""
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -435,69 +433,6 @@ def test_rows_of_more_than_one_read_and_far_apart(tmp_path, maps):
         with reads(maps):
             reader.read_into("layer_0", rows, out)
         np.testing.assert_array_equal(out, array[rows])
-
-
-def test_long_stretches_of_a_disk_are_brought_into_memory_ahead_of_their_turn(
-    tmp_path, monkeypatch
-):
-    """Where one read is not in memory, the next ones are asked for; what is there is not."""
-    array = values(96, 8, 256)
-    write(tmp_path / STORE, {"layer_0": array}, 8, 48, 96)
-    brought: list[tuple[int, int]] = []
-    populate = page_cache._populate
-
-    def noted(mapped_B, start, stop):
-        brought.append((start, stop))
-        return populate(mapped_B, start, stop)
-
-    def is_there(mapped_B, start, stop) -> bool:
-        return any(first <= start and stop <= end for first, end in brought)
-
-    monkeypatch.setattr(page_cache, "LARGE_PAGE", 1 << 14)
-    monkeypatch.setattr(page_cache, "_populate", noted)
-    monkeypatch.setattr(page_cache, "_is_resident", is_there)
-    reader = StoreReader(LocalFolder(tmp_path), STORE)
-    row_bytes, chunk_bytes = 8 * 256 * 2, 8 * 8 * 256 * 2 + 64
-    windows = [np.arange(first, first + 12) for first in (2, 16, 32)]
-    out = np.zeros((3, 12, 8, 256), array.dtype)
-    read_in_turn(
-        [RowsToRead(reader, "layer_0", rows, into) for rows, into in zip(windows, out, strict=True)]
-    )
-    np.testing.assert_array_equal(out, array[np.stack(windows)])
-    # Whole chunks, which are compared, CRC-32C included.
-    assert brought == [
-        (first * chunk_bytes, (first + 1) * chunk_bytes + chunk_bytes - 60) for first in (0, 2, 4)
-    ]
-    assert reader.read_into("layer_0", windows[0][::-1], out[0])
-    np.testing.assert_array_equal(out[0], array[windows[0][::-1]])
-    brought.clear()
-    assert not reader.read_into("layer_0", windows[0][::-1], out[0])
-    np.testing.assert_array_equal(out[0], array[windows[0][::-1]])
-    assert brought == [(2 * row_bytes, 14 * row_bytes + 64)]
-    brought.clear()
-    few = np.arange(3)  # less than a large page is left to reads
-    assert not reader.read_into("layer_0", few, out[0, :3])
-    np.testing.assert_array_equal(out[0, :3], array[few])
-    assert brought == []
-
-
-def test_a_fork_brings_in_by_threads_of_its_own(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(bytes(64 << 10))
-    code = f"""
-import os
-from pathlib import Path
-from pipeline.cache import page_cache
-page_cache.LARGE_PAGE = 1 << 14
-page_cache._is_resident = lambda *_: False
-with Path({str(path)!r}).open("rb") as file:
-    assert page_cache.bring_in(file, [(0, 1 << 16)])
-    if (child := os.fork()) == 0:
-        os._exit(7 if page_cache.bring_in(file, [(0, 1 << 16)]) else 1)
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "7\n", done.stderr
 
 
 def test_of_a_crop_a_disk_reads_no_rows_of_patches_that_are_left_out(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 
-from pipeline.cache import page_cache, shard, store
+from pipeline.cache import shard, store
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.store import StoreReader, StoreWriter
 from pipeline.config.cache_spec import CacheSpec, load_spec
@@ -132,7 +132,6 @@ def test_what_is_foretold_is_what_a_reader_reads(tmp_path, monkeypatch, windows)
     monkeypatch.setattr(shard, "resident", lambda *_: None)
     monkeypatch.setattr(store, "copy_mapped", lambda *_: False)
     monkeypatch.setattr(store, "mapped", lambda *_: None)
-    monkeypatch.setattr(page_cache, "LARGE_PAGE", 1 << 40)
     foretold = advice(**windows).present
     special = 16 * SPECIAL_BYTES
     means = []

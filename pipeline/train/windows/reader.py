@@ -105,7 +105,7 @@ class RowsToRead(NamedTuple):
 
 
 def read_in_turn(reads: Sequence[RowsToRead]) -> None:
-    """Reads one after the other. Where one came from the disk, it is at the next ones already while
+    """Reads one after the other. Where one came from the disk, it is asked for the next ones while
     that is compared and copied."""
     for index, read in enumerate(reads):
         if not read.reader.read_into(*read[1:]):
