@@ -104,9 +104,11 @@ def test_files_of_tests_are_found_on_disk():
     found = {str(file.relative_to(ROOT / "tests")) for file in parts.test_files()}
     assert {
         "models/test_on_device.py",
+        "models/test_transfers.py",
         "models/test_selective_scan.py",
         "cache/test_codecs_on_device.py",
         "train/test_on_device.py",
+        "train/test_step_options.py",
         "extract/test_on_device.py",
         "experiments/test_sweep.py",
         "video/test_transforms.py",

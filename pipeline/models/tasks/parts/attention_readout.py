@@ -101,7 +101,7 @@ class AttentionReadout(nn.Module):
 
     def _attend(self, x_BMD: torch.Tensor) -> torch.Tensor:
         """softmax(query K / sqrt(d)) V of all heads, (B, Q, P)."""
-        query = self.query.expand(len(x_BMD), -1, -1, -1).transpose(1, 2)
+        query = self.query.expand(x_BMD.shape[0], -1, -1, -1).transpose(1, 2)
         key, value = (
             proj(x_BMD).unflatten(-1, (query.shape[1], -1)).transpose(1, 2)
             for proj in (self.key_proj, self.value_proj)
