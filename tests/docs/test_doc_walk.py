@@ -75,6 +75,7 @@ ELSEWHERE = (
     "manifest boxes_text",
     "baselines",
     "--split test",
+    "windows.crop=",
     "data/parts",
     "/00017",
     "hundredth",

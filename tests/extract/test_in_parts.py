@@ -21,6 +21,7 @@ from pipeline.cache.cache import Cache
 from pipeline.cache.commit import forget_store
 from pipeline.cache.layout import mark_file, receipt_name
 from pipeline.cache.leases import Leases, lease_of
+from pipeline.cache.parts import summary
 from pipeline.cache.parts.chosen import STORES_OF_A_PART, open_cache
 from pipeline.cache.parts.parted import PartedCache
 from pipeline.cache.parts.summary import parted_status
@@ -292,8 +293,9 @@ def test_other_videos_get_a_cache_of_another_name(material, parts, tmp_path):
 
 
 def test_memory_of_what_looks_at_all_is_that_of_one_part(tmp_path, monkeypatch):
-    """Bytes that Python holds at the peak, with three parts and with thirty of them. Some of it is
-    garbage that has not been collected yet; what grew with the parts would be near ten."""
+    """Bytes that Python holds at the peak, with forty parts and with two hundred. The index of them
+    grows, and some is garbage that has not been collected yet; the whole would be near five."""
+    monkeypatch.setattr(summary, "READERS", 1)  # by chance, 16 are there at once or a few
     peaks: dict[str, list[int]] = {}
 
     def traced(call, _):
@@ -304,9 +306,9 @@ def test_memory_of_what_looks_at_all_is_that_of_one_part(tmp_path, monkeypatch):
         return peak
 
     monkeypatch.setattr(startup_parts, "peak_bytes", traced)
-    for clips in (600, 6000):
-        for start in startup_parts.start_in_parts(clips, 200):
-            assert (start.clips, start.parts) == (clips, clips // 200)
+    for clips in (4000, 20000):
+        for start in startup_parts.start_in_parts(clips, 100):
+            assert (start.clips, start.parts) == (clips, clips // 100)
             peaks.setdefault(start.what, []).append(start.megabytes)
     assert peaks.keys() == {
         "a worker begins",
@@ -316,7 +318,7 @@ def test_memory_of_what_looks_at_all_is_that_of_one_part(tmp_path, monkeypatch):
         "a training opens its stores",
     }
     grown = {what: many / few for what, (few, many) in peaks.items()}
-    assert {what: ratio for what, ratio in grown.items() if ratio > 3} == {}
+    assert {what: ratio for what, ratio in grown.items() if ratio > 2.5} == {}
 
 
 def test_commands_take_parts_or_say_in_one_line_what_to_do(place, tmp_path):
