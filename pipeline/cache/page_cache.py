@@ -23,10 +23,6 @@ FilePart = tuple[int, np.ndarray]
 """Offset in a file, and where the bytes from there go."""
 MAPS = 128
 """Files that are mapped at a time, those read last: each holds a file descriptor."""
-STEP = 128 << 10
-"""Bytes of one read. The kernel takes a run of such reads for a sequential one: it reads ahead, in
-large pages that are also copied faster ever after. A whole window at once is a random read to it,
-at half the speed, and so is what `madvise` and `posix_fadvise` ask for."""
 
 _Key = tuple[int, int, int]
 _maps: OrderedDict[_Key, np.ndarray] = OrderedDict()
@@ -136,10 +132,11 @@ def _mapped(file: BinaryIO) -> np.ndarray | None:
             _maps.move_to_end(key)
         else:
             try:
-                memory_map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                _maps[key] = np.frombuffer(
+                    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8
+                )
             except OSError:
                 return None
-            _maps[key] = np.frombuffer(memory_map, np.uint8)
             if len(_maps) > MAPS:
                 _maps.popitem(last=False)  # unmapped when its last reader is done
         return _maps[key]

@@ -25,7 +25,7 @@ import numpy as np
 from numcodecs.zstd import Zstd
 
 from pipeline.cache.layout import shard_file
-from pipeline.cache.page_cache import STEP, FilePart, announce, copy_resident, resident
+from pipeline.cache.page_cache import FilePart, announce, copy_resident, resident
 from pipeline.cache.storage.contract import Span
 from pipeline.errors import BadInput
 
@@ -43,9 +43,12 @@ HASH_BEHIND = 64 << 20
 """Bytes that may be written and not hashed yet."""
 PARTS_AT_ONCE = 512
 """Less than the 1024 buffers that one `writev` takes."""
+STEP = 128 << 10
+"""Bytes of one read. The kernel takes a run of such reads for a sequential one: it reads ahead, in
+large pages that are also copied faster ever after. A whole window at once is a random read to it,
+at half the speed, and so is what `madvise` and `posix_fadvise` ask for."""
 LEAST_GAP = 64 << 10
 """Bytes between two stretches of a file that are worth a request to a disk of its own."""
-
 
 Run = tuple[int, int, int, int]
 """Rows that follow each other in one chunk: index of the first among those that are asked for, how

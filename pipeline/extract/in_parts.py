@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pipeline.cache.cache import Cache
 from pipeline.cache.codecs.contract import FittedCodec, make_codec
 from pipeline.cache.commit import cache_names, forget_store, unwritable
 from pipeline.cache.layout import HEADER_FILE
@@ -19,7 +20,7 @@ from pipeline.cache.parts.parted import PartedCache
 from pipeline.cache.storage.open import open_storage
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, fingerprint
-from pipeline.datasets.manifest.manifest import PARTS
+from pipeline.datasets.manifest.manifest import PARTS, Manifest
 from pipeline.datasets.manifest.parts import PartedManifest, part_name
 from pipeline.device import chosen, device_of_worker
 from pipeline.errors import BadInput
@@ -126,15 +127,7 @@ def fill_parts(
     for waits in (False, True):
         for number in unfinished(cache, index):
             part = manifest.part(number)
-            filled = create_or_open(
-                spec,
-                part,
-                cache.storage.address,
-                encoder,
-                device,
-                job.limits,
-                name=part_name(number),
-            )
+            filled = open_part(cache, number, spec, part, encoder, device, job.limits)
             of_part = ExtractionJob(
                 caches=(filled.storage.address,),
                 root=str(part.root),
@@ -146,6 +139,20 @@ def fill_parts(
             fill([(filled, encoder, ())], part.videos, of_part, device, on_progress, waits=waits)
             if not filled.missing_stores():
                 cache.mark(number)
+
+
+def open_part(
+    cache: PartedCache,
+    number: int,
+    spec: CacheSpec,
+    part: Manifest,
+    encoder: EncoderPlugin,
+    device: torch.device,
+    limits: DecodeLimits | None = None,
+) -> Cache:
+    """The cache of a part, planned and created from its manifest if it is not there yet."""
+    address, name = cache.storage.address, part_name(number)
+    return create_or_open(spec, part, address, encoder, device, limits, name=name)
 
 
 def unfinished(cache: PartedCache, index: int) -> Iterator[int]:

@@ -105,7 +105,7 @@ class PartedManifest:
 
     @cached_property
     def origin(self) -> Origin:
-        """That of the first part."""
+        """Where the clips and videos come from, as the first part says."""
         return self.part(0).origin
 
     @property

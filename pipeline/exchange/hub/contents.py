@@ -105,7 +105,7 @@ class Contents:
 
     @property
     def name(self) -> str:
-        """That of its folder."""
+        """The name of the folder that the run or cache lies in."""
         path = self.subject.path
         return path.name or path.absolute().name
 

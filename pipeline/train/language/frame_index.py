@@ -169,7 +169,7 @@ def content_of(cache: Cache) -> dict[str, Any]:
 
 
 def index_key(cache: Cache) -> str:
-    """Of the index of a cache's frames."""
+    """The key under which the index of a cache's frames is kept."""
     return hash_of(content_of(cache))
 
 

@@ -37,7 +37,7 @@ from pipeline.datasets.manifest.edit import select, write_index
 from pipeline.datasets.manifest.manifest import Manifest, write
 from pipeline.datasets.manifest.parts import PartedManifest, part_name
 from pipeline.extract import in_parts
-from pipeline.extract.extract import create_or_open, load_encoders
+from pipeline.extract.extract import load_encoders
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.video.probe import Probe
 
@@ -88,14 +88,7 @@ def start_over(root: Path) -> list[Start]:
         manifest = PartedManifest.load(data)
         cache = in_parts.open_parts(spec, manifest, caches, encoder)
         number = next(in_parts.unfinished(cache, 0))
-        part = create_or_open(
-            spec,
-            manifest.part(number),
-            cache.storage.address,
-            encoder,
-            CPU,
-            name=part_name(number),
-        )
+        part = in_parts.open_part(cache, number, spec, manifest.part(number), encoder, CPU)
         with Leases(part.storage) as leases:
             units = [[CacheStore(part, leases, store)] for store in part.missing_stores()]
             next(claim_units(units, threading.Event()))
@@ -132,14 +125,7 @@ def _pretend_half(
     for number in numbers[1 + 2 * PLANNED :: 2]:
         _pretend_mark(cache, number, 0)
     for number in [*numbers[1::2][:PLANNED], 0]:
-        part = create_or_open(
-            spec,
-            manifest.part(number),
-            cache.storage.address,
-            encoder,
-            CPU,
-            name=part_name(number),
-        )
+        part = in_parts.open_part(cache, number, spec, manifest.part(number), encoder, CPU)
         is_done = number != 0
         for store in list(part.plan)[:: 1 if is_done else 2]:
             pretend_done(part, store)
