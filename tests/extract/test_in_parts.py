@@ -321,6 +321,14 @@ def test_memory_of_what_looks_at_all_is_that_of_one_part(tmp_path, monkeypatch):
     assert {what: ratio for what, ratio in grown.items() if ratio > 2.5} == {}
 
 
+@pytest.mark.parametrize(("clips", "parts"), [(10, 1), (250, 3)])
+def test_starts_are_measured_where_a_part_has_a_single_store(clips, parts):
+    starts = startup_parts.start_in_parts(clips, 100)
+    assert {(start.clips, start.parts) for start in starts} == {(clips, parts)}
+    assert [start.what for start in starts][:2] == ["a worker begins", "a worker resumes"]
+    assert len(starts) == 5 and all(start.seconds > 0 for start in starts)
+
+
 def test_commands_take_parts_or_say_in_one_line_what_to_do(place, tmp_path):
     data, caches = tmp_path / "parts", tmp_path / "caches"
     out = fine("manifest", "parts", place.data, "--rows", "2", "--out", data).out

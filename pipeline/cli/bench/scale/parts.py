@@ -126,8 +126,9 @@ def _pretend_half(
         _pretend_mark(cache, number, 0)
     for number in [*numbers[1::2][:PLANNED], 0]:
         part = in_parts.open_part(cache, number, spec, manifest.part(number), encoder, CPU)
-        is_done = number != 0
-        for store in list(part.plan)[:: 1 if is_done else 2]:
+        is_done, stores = number != 0, list(part.plan)
+        # The first is left out, so that a part of a single store still has something to claim.
+        for store in stores if is_done else stores[1::2]:
             pretend_done(part, store)
         if is_done:
             _pretend_mark(cache, number, len(part.plan))
