@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pipeline.config.cache_spec import CacheSpec
     from pipeline.datasets.manifest.manifest import Manifest
     from pipeline.datasets.manifest.parts import PartedManifest
-    from pipeline.extract.launchers.contract import EnginePlugin
+    from pipeline.extract.execution import Execution
     from pipeline.extract.progress import Progress
     from pipeline.video.isolated.sandbox import DecodeLimits
 
@@ -79,28 +79,29 @@ def extract(
 
     Example: stillframe extract dinov2_small data/mine --out caches
     """
+    from pipeline.cli import console
     from pipeline.config.cache_spec import load_spec
     from pipeline.datasets.manifest.parts import PartedManifest, load_any
+    from pipeline.extract.execution import Execution
 
     loaded_specs = [load_spec(named_file("spec", name), sets or []) for name in specs]
     manifest = load_any(data, root)
-    request = ExtractionRequest(
-        loaded_specs,
-        manifest,
-        out,
-        device,
+    how = Execution(
+        torch_device(device),
         decoders,
         _limits(limit or []),
+        retry_failed,
         make_engine(engine, workers, engine_sets or []),
         logs,
+        say=console.say,
     )
     if isinstance(manifest, PartedManifest):
-        _extract_parts(request, manifest, retry_failed, dry_run, as_json)
+        _extract_parts(loaded_specs, manifest, out, how, dry_run, as_json)
         return
     if dry_run:
-        _show_plans(request, manifest, as_json)
+        _show_plans(loaded_specs, manifest, out, how, as_json)
         return
-    caches = _fill(request, manifest, retry_failed)
+    caches = _fill(loaded_specs, manifest, out, how)
     _show_siblings(caches)
     _show_statuses(caches, as_json)
     _end_of_extract(any(cache.failures for cache in caches))
@@ -116,25 +117,11 @@ def _end_of_extract(has_failures: bool) -> None:
         raise typer.Exit(FINISHED_WITH_FAILURES)
 
 
-@dataclass(frozen=True)
-class ExtractionRequest:
-    """What the flags of `extract` ask for."""
-
-    specs: list[CacheSpec]
-    manifest: Manifest | PartedManifest
-    out: str
-    device: str | None
-    """As it was typed: a worker of an engine chooses on its own machine."""
-    decoders: int
-    limits: DecodeLimits
-    engine: EnginePlugin | None
-    logs: Path
-
-
 def _extract_parts(
-    request: ExtractionRequest,
+    specs: list[CacheSpec],
     manifest: PartedManifest,
-    retry_failed: bool,
+    out: str,
+    how: Execution,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -143,7 +130,7 @@ def _extract_parts(
     from pipeline.cli import console
     from pipeline.extract.in_parts import extract_parts
 
-    if dry_run or len(request.specs) > 1:
+    if dry_run or len(specs) > 1:
         what = "--dry-run plans" if dry_run else "several specs are served by"
         raise BadInput(
             f"{manifest.folder} is a manifest in parts, and {what} a whole one",
@@ -151,52 +138,33 @@ def _extract_parts(
             if dry_run
             else "extract one spec after the other",
         )
-    with console.progress(f"extract {request.specs[0].name}") as update:
+    with console.progress(f"extract {specs[0].name}") as update:
 
         def on_progress(state: Progress) -> None:
-            if request.engine is None:
-                update(*_shown(state, request.decoders))
+            if how.engine is None:
+                update(*_shown(state, how.decoders))
             else:
                 update(state.frames, state.frames_planned, "parts")
 
-        cache = extract_parts(
-            request.specs[0],
-            manifest,
-            request.out,
-            torch_device(request.device),
-            request.decoders,
-            request.limits,
-            retry_failed,
-            on_progress,
-            request.engine,
-            request.logs,
-            console.say,
-        )
+        cache = extract_parts(specs[0], manifest, out, replace(how, on_progress=on_progress))
     state = parted_status(cache)
     show_parted_status(state, as_json)
     _end_of_extract(bool(state.failed))
 
 
-def _fill(request: ExtractionRequest, manifest: Manifest, retry_failed: bool) -> list[Cache]:
+def _fill(specs: list[CacheSpec], manifest: Manifest, out: str, how: Execution) -> list[Cache]:
     """Extracts, with a bar that shows the speed and what sets it."""
     from pipeline.cli import console
     from pipeline.extract import extract as module
 
-    names = ", ".join(spec.name for spec in request.specs)
+    names = ", ".join(spec.name for spec in specs)
     with console.progress(f"extract {names}") as update:
         return module.extract_all(
-            request.specs,
+            specs,
             manifest,
-            request.out,
-            torch_device(request.device),
-            request.decoders,
-            request.limits,
-            retry_failed,
-            lambda state: update(*_shown(state, request.decoders)),
-            request.engine,
-            request.logs,
-            console.say,
-            lambda caches: keep_log_in(caches, request.logs),
+            out,
+            replace(how, on_progress=lambda state: update(*_shown(state, how.decoders))),
+            lambda caches: keep_log_in(caches, how.logs),
         )
 
 
@@ -266,14 +234,16 @@ def derive(
         raise typer.Exit(FINISHED_WITH_FAILURES)
 
 
-def _show_plans(request: ExtractionRequest, manifest: Manifest, as_json: bool) -> None:
+def _show_plans(
+    specs: list[CacheSpec], manifest: Manifest, out: str, how: Execution, as_json: bool
+) -> None:
     """What an extraction would make, and the script of its engine. JSON of one spec is an object,
     of several a list of them."""
     from pipeline.cli import console
     from pipeline.extract import extract as module
 
-    plans = [module.preview(spec, manifest) for spec in request.specs]
-    for spec in request.specs:
+    plans = [module.preview(spec, manifest) for spec in specs]
+    for spec in specs:
         if text := module.uneven_frames_text(spec, manifest):
             console.say(text if len(plans) == 1 else f"{spec.name}: {text}")
     if as_json:
@@ -291,10 +261,9 @@ def _show_plans(request: ExtractionRequest, manifest: Manifest, as_json: bool) -
             f"{plan.tokens_per_frame} tokens and {plan.bytes_per_frame:,} bytes per frame, "
             f"grid {plan.grid}"
         )
-    if request.engine:
-        caches = [f"{request.out}/{spec.name}" for spec in request.specs]
-        job = module.extraction_job(caches, manifest, request.device, request.decoders)
-        if script := request.engine.script(job):
+    if how.engine:
+        caches = [f"{out}/{spec.name}" for spec in specs]
+        if script := how.engine.script(module.extraction_job(caches, manifest, how)):
             console.say(script)
 
 

@@ -16,6 +16,7 @@ from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.config.shipped import shipped
 from pipeline.datasets.manifest import manifest
 from pipeline.extract import extract as stage_one
+from pipeline.extract.execution import Execution
 from pipeline.models.tasks.contract import STREAMING
 from pipeline.report.report import report
 from pipeline.train import loop
@@ -142,12 +143,10 @@ def _extract(
     on_step: OnStep,
     say: Callable[[str], None],
 ) -> Cache:
-    cache = stage_one.extract(
-        spec,
-        videos,
-        out / "caches",
-        on_progress=lambda state: on_step("extracting tokens", state.frames, state.frames_planned),
+    how = Execution(
+        on_progress=lambda state: on_step("extracting tokens", state.frames, state.frames_planned)
     )
+    cache = stage_one.extract_all([spec], videos, out / "caches", how)[0]
     say(f"{cache}: {status(cache).frames} frames")
     return cache
 

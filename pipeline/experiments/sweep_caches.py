@@ -17,7 +17,8 @@ from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
 from pipeline.experiments.sweep_spec import GIVEN, DerivedCache, SweepSpec
 from pipeline.extract.derive import derive
-from pipeline.extract.extract import extract
+from pipeline.extract.execution import Execution
+from pipeline.extract.extract import extract_all
 
 OnStep = Callable[[str, float, float], None]
 """Takes what is being made, how much of it is done, and how much there is in all."""
@@ -120,10 +121,8 @@ def _make_cache(
         videos = manifest.build(
             origin.dataset, None, out / "data" / name, settings, partial(on_step, "rendering")
         )
-    return extract(
-        source.cache_spec,
-        videos,
-        out / "caches" / name,
+    how = Execution(
         device,
         on_progress=lambda state: on_step("extracting", state.frames, state.frames_planned),
     )
+    return extract_all([source.cache_spec], videos, out / "caches" / name, how)[0]

@@ -7,7 +7,7 @@ and what stops in between, has no part in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from pipeline.config.cache_spec import BASE, CacheSpec
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadVideo, StillframeError
 from pipeline.extract.encode import named_tokens
+from pipeline.extract.execution import Execution
 from pipeline.models.encoders.contract import EncoderPlugin
-from pipeline.video.isolated.sandbox import DecodeLimits
 from pipeline.video.reader import FrameReader
 
 Plan = Mapping[int, Mapping[str, int]]
@@ -45,18 +45,16 @@ def fit_codecs(codec: FittedCodec, tokens: Mapping[str, torch.Tensor]) -> bytes:
 def calibration_tokens(
     spec: CacheSpec,
     encoder: EncoderPlugin,
-    device: torch.device,
     manifest: Manifest,
     plan: Plan,
     num_frames: int,
-    limits: DecodeLimits | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    how: Execution,
 ) -> dict[str, torch.Tensor]:
     """Token array -> float32 tokens (F, N, D) in host memory, of about `num_frames` frames of
     evenly spread videos.
 
-    A video that cannot be decoded gives what can be had of it, and `say` is told the reason. Raises
-    StillframeError if no frame can be had at all, or if the machine is at fault.
+    A video that cannot be decoded gives what can be had of it, and `how.say` is told the reason.
+    Raises StillframeError if no frame can be had at all, or if the machine is at fault.
     """
     expected = {video_id: count for videos in plan.values() for video_id, count in videos.items()}
     chosen = [
@@ -65,7 +63,7 @@ def calibration_tokens(
     of_each = -(-num_frames // len(chosen))
     squares: list[torch.Tensor] = []
     failure = ""
-    with FrameReader(manifest.root, device, limits) as reader:
+    with FrameReader(manifest.root, how.here, how.limits) as reader:
         for video in chosen:
             numbers = middles_of_parts(min(expected[video.video_id], HEAD_FRAMES), of_each)
             try:
@@ -73,7 +71,7 @@ def calibration_tokens(
                     squares += block.views[BASE]
             except BadVideo as error:
                 failure = error.with_hint
-                say(f"codec '{spec.codec.name}' is fitted without what is left of {failure}")
+                how.say(f"codec '{spec.codec.name}' is fitted without what is left of {failure}")
             except OSError as error:  # the machine's fault and not the video's
                 raise StillframeError(
                     f"cannot read {manifest.root / video.source}: {error}",

@@ -32,13 +32,13 @@ from pipeline.config.cache_spec import BASE
 from pipeline.device import side_stream
 from pipeline.errors import BadVideo, StillframeError
 from pipeline.extract.channel import Channel, Stopped, StopSignal
-from pipeline.extract.progress import OnProgress, Progress
+from pipeline.extract.execution import Execution
+from pipeline.extract.progress import Progress
 from pipeline.extract.reuse import ReusableCache
 from pipeline.extract.store_builder import StoreBuilder
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Rate, Tokens, Video
 from pipeline.video.frame_counts import FrameCounts
-from pipeline.video.isolated.sandbox import DecodeLimits
 from pipeline.video.reader import FrameReader, ReadBlock
 
 log = logging.getLogger(__name__)
@@ -96,16 +96,13 @@ class Extraction:
         self,
         videos: Sequence[Video],
         root: Path,
-        device: torch.device,
-        decoders: int,
-        limits: DecodeLimits,
+        how: Execution,
         progress: Progress,
-        on_progress: OnProgress | None,
     ) -> None:
         self.videos = {video.video_id: (index, video) for index, video in enumerate(videos)}
-        self.root, self.device, self.decoders, self.limits = root, device, decoders, limits
-        self.progress, self.on_progress = progress, on_progress or (lambda _: None)
-        self.down = side_stream(device)
+        self.root, self.how, self.device = root, how, how.here
+        self.progress, self.on_progress = progress, how.on_progress or (lambda _: None)
+        self.down = side_stream(self.device)
         self.stop = StopSignal()
         self.open: dict[tuple[str, int], OpenStore] = {}
 
@@ -113,15 +110,15 @@ class Extraction:
         """Fills the stores of `units`, which may be handed out as others give them up. The first
         error of any step ends all."""
         to_write = Channel[TokenBatch | StoreDone](2, self.stop)
-        jobs = Channel[VideoJob](self.decoders, self.stop)
+        jobs = Channel[VideoJob](self.how.decoders, self.stop)
         with ExitStack() as stack:
             writer, feeder = (
                 stack.enter_context(ThreadPoolExecutor(1, name)) for name in ("write", "feed")
             )
-            threads = stack.enter_context(ThreadPoolExecutor(self.decoders, "decode"))
+            threads = stack.enter_context(ThreadPoolExecutor(self.how.decoders, "decode"))
             readers: queue.SimpleQueue[FrameReader] = queue.SimpleQueue()
-            for _ in range(self.decoders):
-                reader = FrameReader(self.root, self.device, self.limits)
+            for _ in range(self.how.decoders):
+                reader = FrameReader(self.root, self.device, self.how.limits)
                 readers.put(stack.enter_context(reader))
             # Comes first on the way out; then the decoders end, then the threads.
             stack.callback(self.stop.set)

@@ -26,18 +26,17 @@ from pipeline.cache.storage.contract import Storage
 from pipeline.cache.storage.open import open_storage
 from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
 from pipeline.datasets.manifest.manifest import Manifest
-from pipeline.device import chosen
 from pipeline.errors import BadInput, BadVideo, count_text
 from pipeline.extract.calibrate import calibration_tokens, fit_codecs
+from pipeline.extract.execution import HERE, Execution
 from pipeline.extract.launchers.contract import EnginePlugin, run_until_done
-from pipeline.extract.progress import OnProgress, Progress
+from pipeline.extract.progress import Progress
 from pipeline.extract.reuse import ReusableCache, reusable_caches
 from pipeline.extract.worker import ExtractionJob, fill
 from pipeline.models.encoders.contract import EncoderPlugin, make_encoder, settle, token_shape
 from pipeline.records import TokenShape, Video
 from pipeline.video import probe
 from pipeline.video.even_rates import rates_of, uneven_text
-from pipeline.video.isolated.sandbox import DecodeLimits
 
 log = logging.getLogger(__name__)
 
@@ -48,33 +47,16 @@ def extract(
     out: Path | str,
     device: torch.device | None = None,
     decoders: int = 1,
-    retry_failed: bool = False,
-    on_progress: OnProgress | None = None,
 ) -> Cache:
     """`extract_all` for one spec, in this process."""
-    return extract_all(
-        [cache_spec],
-        manifest,
-        out,
-        device,
-        decoders,
-        retry_failed=retry_failed,
-        on_progress=on_progress,
-    )[0]
+    return extract_all([cache_spec], manifest, out, Execution(device, decoders))[0]
 
 
 def extract_all(
     specs: Sequence[CacheSpec],
     manifest: Manifest,
     out: Path | str,
-    device: torch.device | None = None,
-    decoders: int = 1,
-    limits: DecodeLimits | None = None,
-    retry_failed: bool = False,
-    on_progress: OnProgress | None = None,
-    engine: EnginePlugin | None = None,
-    logs: Path = Path("logs"),
-    say: Callable[[str], None] = lambda _: None,
+    how: Execution = HERE,
     on_begin: Callable[[list[Cache]], object] = lambda _: None,
 ) -> list[Cache]:
     """Brings the cache of every spec over `manifest`, in the folder or URL `out`, to completion;
@@ -82,49 +64,41 @@ def extract_all(
 
     Finished stores are kept, so calling again after a kill goes on; another extraction of the same
     caches is joined, not disturbed. What a cache beside one of these holds already is taken over,
-    and `say` is told of it. `on_begin` is told which caches have something to do, before it is
-    done. Videos that fail are in `Cache.failures`; `retry_failed` redoes the
-    stores that hold one. Without an `engine` the work is done in this process; with one, by its
-    workers, whose logs go to `logs`. Raises BadInput where a cache there was made from something
-    else, StillframeError where it cannot be written.
+    and `how.say` is told of it. `on_begin` is told which caches have something to do, before it is
+    done. Videos that fail are in `Cache.failures`. Raises BadInput where a cache there was made
+    from something else, StillframeError where it cannot be written.
     """
-    device_name, device = None if device is None else str(device), chosen(device)
-    specs = [settled_spec(spec, device, say) for spec in specs]
+    specs = [settled_spec(spec, how) for spec in specs]
     for spec in specs:
         if text := uneven_frames_text(spec, manifest):
-            say(text if len(specs) == 1 else f"{spec.name}: {text}")
-    encoders = load_encoders(specs, device)
-    caches = [
-        create_or_open(spec, manifest, out, encoder, device, limits, say)
-        for spec, encoder in encoders
-    ]
+            how.say(text if len(specs) == 1 else f"{spec.name}: {text}")
+    encoders = load_encoders(specs, how.here)
+    caches = [create_or_open(spec, manifest, out, encoder, how) for spec, encoder in encoders]
     for cache in caches:
-        _prepare_stores(cache, manifest, retry_failed)
+        _prepare_stores(cache, manifest, how.retry_failed)
     on_begin([cache for cache in caches if cache.missing_stores()])
     to_fill = [
         (cache, encoder, reusable_caches(cache))
         for cache, (_, encoder) in zip(caches, encoders, strict=True)
     ]
-    reused = {cache.name: _announce_reuse(cache, sources, say) for cache, _, sources in to_fill}
-    addresses = [cache.storage.address for cache in caches]
-    job = extraction_job(addresses, manifest, device_name, decoders, limits)
-    if engine is None:
-        fill(to_fill, manifest.videos, job, device, on_progress)
+    reused = {cache.name: _announce_reuse(cache, sources, how.say) for cache, _, sources in to_fill}
+    if how.engine is None:
+        fill(to_fill, manifest.videos, manifest.root.absolute(), how)
     else:
-        run_on_launcher(caches, job, engine, logs, on_progress)
+        run_on_launcher(caches, manifest, how.engine, how)
     complete = [Cache(cache.storage) for cache in caches]
     for cache in complete:
-        _announce_not_reused(cache, reused[cache.name], say)
+        _announce_not_reused(cache, reused[cache.name], how.say)
     return complete
 
 
-def settled_spec(spec: CacheSpec, device: torch.device, say: Callable[[str], None]) -> CacheSpec:
-    """A spec that leaves nothing to the device, which `say` is told of."""
-    outright = settle(spec, device)
+def settled_spec(spec: CacheSpec, how: Execution) -> CacheSpec:
+    """A spec that leaves nothing to the device, which `how.say` is told of."""
+    outright = settle(spec, how.here)
     if outright != spec:
-        say(
+        how.say(
             f"{spec.name}: encoder.precision is {outright.encoder.settings.precision}, which this "
-            f"machine's {device.type} is made for; another may say otherwise: write it into the "
+            f"machine's {how.here.type} is made for; another may say otherwise: write it into the "
             "spec where several make one cache"
         )
     return outright
@@ -183,32 +157,17 @@ def _announce_not_reused(cache: Cache, reused: list[int], say: Callable[[str], N
         )
 
 
-def extraction_job(
-    caches: Sequence[str],
-    manifest: Manifest,
-    device: str | None,
-    decoders: int,
-    limits: DecodeLimits | None = None,
-) -> ExtractionJob:
+def extraction_job(caches: Sequence[str], manifest: Manifest, how: Execution) -> ExtractionJob:
     """The job of the workers on these caches, which are laid out already."""
-    return ExtractionJob(
-        caches=tuple(caches),
-        root=str(manifest.root.absolute()),
-        device=device,
-        decoders=decoders,
-        limits=limits or DecodeLimits(),
-    )
+    return ExtractionJob(caches=tuple(caches), root=str(manifest.root.absolute()), **how.of_workers)
 
 
 def run_on_launcher(
-    caches: Sequence[Cache],
-    job: ExtractionJob,
-    engine: EnginePlugin,
-    logs: Path,
-    on_progress: OnProgress | None = None,
+    caches: Sequence[Cache], manifest: Manifest, engine: EnginePlugin, how: Execution
 ) -> None:
     """Has the workers of an engine bring caches to completion, and watches the receipts as they
     come."""
+    job = extraction_job([cache.storage.address for cache in caches], manifest, how)
     missing = {str(cache): set(cache.missing_stores()) for cache in caches}
     progress = Progress(
         sum(sum(cache.plan[store].values()) for cache in caches for store in missing[str(cache)])
@@ -219,11 +178,11 @@ def run_on_launcher(
             for store in missing[str(cache)] - set(cache.missing_stores()):
                 missing[str(cache)].discard(store)
                 progress.add(cache.receipt(store), sum(cache.plan[store].values()))
-        if on_progress:
-            on_progress(progress)
+        if how.on_progress:
+            how.on_progress(progress)
         return sum(map(len, missing.values()))
 
-    run_until_done(engine, job, logs, left, "stores")
+    run_until_done(engine, job, how.logs, left, "stores")
 
 
 def load_encoders(
@@ -278,15 +237,13 @@ def create_or_open(
     manifest: Manifest,
     out: Path | str,
     encoder: EncoderPlugin,
-    device: torch.device,
-    limits: DecodeLimits | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    how: Execution = HERE,
     name: str | None = None,
 ) -> Cache:
     """The cache of a spec over a manifest in `out`; planned, fitted and created if it is not there
-    yet. `say` is told of videos that its codec could not be fitted to, and where the cache lies if
-    its place was taken by another data set; it is called `name`, if one is given, and nothing else.
-    Raises BadInput where the manifest has changed."""
+    yet. `how.say` is told of videos that its codec could not be fitted to, and where the cache lies
+    if its place was taken by another data set; it is called `name`, if one is given, and nothing
+    else. Raises BadInput where the manifest has changed."""
     of_codec = fitted_to(make_codec(cache_spec.codec), manifest.digest)
     digits = fingerprint(cache_spec, encoder.identity, probe.decoder_identity(), of_codec)
     folder = open_storage(out)
@@ -299,9 +256,9 @@ def create_or_open(
             with Leases(storage) as leases, leases.alone("plan"):
                 if not storage.exists(HEADER_FILE):
                     if storage.name != names[0]:
-                        say(f"{folder.below(names[0])} is of other videos; these go to {storage}")
-                    create = (storage, cache_spec, manifest, encoder, device, digits, limits, say)
-                    return _create(*create)
+                        taken = folder.below(names[0])
+                        how.say(f"{taken} is of other videos; these go to {storage}")
+                    return _create(storage, cache_spec, manifest, encoder, digits, how)
         except OSError as error:
             raise unwritable(storage, error) from error
         # Somebody was quicker, with this manifest or with another one.
@@ -312,18 +269,15 @@ def _create(
     cache_spec: CacheSpec,
     manifest: Manifest,
     encoder: EncoderPlugin,
-    device: torch.device,
     digits: str,
-    limits: DecodeLimits | None,
-    say: Callable[[str], None],
+    how: Execution,
 ) -> Cache:
     shape, codec = token_shape(cache_spec), make_codec(cache_spec.codec)
     plan = make_plan(cache_spec, shape, manifest)
     learnt = None
     if isinstance(codec, FittedCodec):
-        sampled = calibration_tokens(
-            cache_spec, encoder, device, manifest, plan, codec.sample_frames, limits, say
-        )
+        frames = codec.sample_frames
+        sampled = calibration_tokens(cache_spec, encoder, manifest, plan, frames, how)
         learnt = fit_codecs(codec, sampled)
     header = Header(
         format_version=FORMAT_VERSION,

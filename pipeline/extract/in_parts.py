@@ -6,11 +6,10 @@ manifest alone. So a worker begins as soon, and with as little memory, whatever 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.codecs.contract import FittedCodec, make_codec
@@ -22,18 +21,17 @@ from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, fingerprint
 from pipeline.datasets.manifest.manifest import PARTS, Manifest
 from pipeline.datasets.manifest.parts import PartedManifest, part_name
-from pipeline.device import chosen, device_of_worker
 from pipeline.errors import BadInput
+from pipeline.extract.execution import HERE, DecodingJob, Execution
 from pipeline.extract.extract import create_or_open, settled_spec
-from pipeline.extract.launchers.contract import EnginePlugin, Job, run_until_done
-from pipeline.extract.progress import OnProgress, Progress
-from pipeline.extract.worker import ExtractionJob, all_over, fill
+from pipeline.extract.launchers.contract import run_until_done
+from pipeline.extract.progress import Progress
+from pipeline.extract.worker import all_over, fill
 from pipeline.models.encoders.contract import EncoderPlugin, make_encoder
 from pipeline.video import probe
-from pipeline.video.isolated.sandbox import DecodeLimits
 
 
-class PartsJob(Job):
+class PartsJob(DecodingJob):
     """The job of every worker of an extraction in parts."""
 
     cache: str
@@ -44,115 +42,88 @@ class PartsJob(Job):
     """Folder of the manifest in parts."""
     root: str | None
     """Folder of the videos, if they were moved."""
-    decoders: int = 1
-    """Number of processes that decode videos."""
-    limits: DecodeLimits = DecodeLimits()
 
     def _work(self, index: int) -> None:
-        device = device_of_worker(self.device, index)
+        how = self.execution(index)
         spec = plugins.validate(CacheSpec, plugins.as_recorded(self.spec), "job")
         root = None if self.root is None else Path(self.root)
         manifest = PartedManifest.load(Path(self.manifest), root)
-        cache = PartedCache(self.cache)
-        fill_parts(cache, manifest, spec, make_encoder(spec, device), self, device, index)
+        encoder = make_encoder(spec, how.here)
+        PartsExtraction(PartedCache(self.cache), manifest, spec, encoder, how).fill(index)
 
 
 def extract_parts(
     cache_spec: CacheSpec,
     manifest: PartedManifest,
     out: Path | str,
-    device: torch.device | None = None,
-    decoders: int = 1,
-    limits: DecodeLimits | None = None,
-    retry_failed: bool = False,
-    on_progress: OnProgress | None = None,
-    engine: EnginePlugin | None = None,
-    logs: Path = Path("logs"),
-    say: Callable[[str], None] = lambda _: None,
+    how: Execution = HERE,
 ) -> PartedCache:
     """Brings the cache of a spec over a manifest in parts, in the folder or URL `out`, to
-    completion, as `extract_all` does with a whole one; `on_progress` is told of one part after the
-    other, and of an engine's workers how many parts they have left.
+    completion, as `extract_all` does with a whole one; `how.on_progress` is told of one part after
+    the other, and of an engine's workers how many parts they have left.
 
     Raises BadInput: a codec that is fitted, and what `extract_all` refuses; StillframeError where
     it cannot be written.
     """
-    device_name, device = None if device is None else str(device), chosen(device)
-    spec = settled_spec(cache_spec, device, say)
+    spec = settled_spec(cache_spec, how)
     if isinstance(make_codec(spec.codec), FittedCodec):
         raise BadInput(
             f"codec '{spec.codec.name}' is fitted to one manifest, and every part would have a fit "
             "of its own",
             "choose another codec, or extract the parts one by one, each into an --out of its own",
         )
-    encoder = make_encoder(spec, device)
+    encoder = make_encoder(spec, how.here)
     cache = open_parts(spec, manifest, out, encoder)
-    if retry_failed:
+    if how.retry_failed:
         _forget_failed(cache)
+    if how.engine is None:
+        PartsExtraction(cache, manifest, spec, encoder, how).fill()
+        return cache
     job = PartsJob(
         cache=cache.storage.address,
         spec=spec.canonical(),
         manifest=str(manifest.folder),
         root=None if manifest.root is None else str(manifest.root.absolute()),
-        device=device_name,
-        decoders=decoders,
-        limits=limits or DecodeLimits(),
+        **how.of_workers,
     )
-    if engine is None:
-        fill_parts(cache, manifest, spec, encoder, job, device, 0, on_progress)
-    else:
 
-        def left() -> int:
-            finished = len(cache.finished())
-            if on_progress:
-                on_progress(Progress(len(cache), finished))
-            return len(cache) - finished
+    def left() -> int:
+        finished = len(cache.finished())
+        if how.on_progress:
+            how.on_progress(Progress(len(cache), finished))
+        return len(cache) - finished
 
-        run_until_done(engine, job, logs, left, "parts")
+    run_until_done(how.engine, job, how.logs, left, "parts")
     return cache
 
 
-def fill_parts(
-    cache: PartedCache,
-    manifest: PartedManifest,
-    spec: CacheSpec,
-    encoder: EncoderPlugin,
-    job: PartsJob,
-    device: torch.device,
-    index: int,
-    on_progress: OnProgress | None = None,
-) -> None:
-    """Brings all parts to completion with all other workers: first what nobody is at, part by part,
-    then what others were at and have not finished."""
-    for waits in (False, True):
-        for number in unfinished(cache, index):
-            part = manifest.part(number)
-            filled = open_part(cache, number, spec, part, encoder, device, job.limits)
-            of_part = ExtractionJob(
-                caches=(filled.storage.address,),
-                root=str(part.root),
-                device=job.device,
-                decoders=job.decoders,
-                limits=job.limits,
-            )
-            # Nothing is taken over from caches beside it, which are those of the other parts.
-            fill([(filled, encoder, ())], part.videos, of_part, device, on_progress, waits=waits)
-            if not filled.missing_stores():
-                cache.mark(number)
+@dataclass(frozen=True)
+class PartsExtraction:
+    """What one worker has at hand, at whatever part it is."""
 
+    cache: PartedCache
+    manifest: PartedManifest
+    spec: CacheSpec
+    encoder: EncoderPlugin
+    how: Execution = HERE
 
-def open_part(
-    cache: PartedCache,
-    number: int,
-    spec: CacheSpec,
-    part: Manifest,
-    encoder: EncoderPlugin,
-    device: torch.device,
-    limits: DecodeLimits | None = None,
-) -> Cache:
-    """The cache of a part, planned and created from its manifest if it is not there yet."""
-    address, name = cache.storage.address, part_name(number)
-    return create_or_open(spec, part, address, encoder, device, limits, name=name)
+    def fill(self, index: int = 0) -> None:
+        """Brings all parts to completion with all other workers, of which this is number `index`:
+        first what nobody is at, part by part, then what others were at and have not finished."""
+        for waits in (False, True):
+            for number in unfinished(self.cache, index):
+                part = self.manifest.part(number)
+                cache = self.open_part(number, part)
+                # Nothing is taken over from caches beside it, which are those of the other parts.
+                to_fill = [(cache, self.encoder, ())]
+                fill(to_fill, part.videos, part.root, self.how, waits=waits)
+                if not cache.missing_stores():
+                    self.cache.mark(number)
+
+    def open_part(self, number: int, part: Manifest) -> Cache:
+        """The cache of a part, planned and created from its manifest if it is not there yet."""
+        address, name = self.cache.storage.address, part_name(number)
+        return create_or_open(self.spec, part, address, self.encoder, self.how, name)
 
 
 def unfinished(cache: PartedCache, index: int) -> Iterator[int]:

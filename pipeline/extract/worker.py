@@ -19,54 +19,48 @@ import torch
 from pipeline.cache.cache import Cache
 from pipeline.cache.commit import clear_finished, unwritable
 from pipeline.cache.leases import Leases, claim_units
-from pipeline.device import device_of_worker
 from pipeline.errors import BadInput
 from pipeline.extract.encode import CacheTarget, Extraction, TargetStore, WorkUnit
-from pipeline.extract.launchers.contract import Job
-from pipeline.extract.progress import OnProgress, Progress
+from pipeline.extract.execution import DecodingJob, Execution
+from pipeline.extract.progress import Progress
 from pipeline.extract.reuse import ReusableCache, reusable_caches
 from pipeline.models.encoders.contract import EncoderPlugin, make_encoder, without_network
 from pipeline.records import Video
 from pipeline.video import probe
-from pipeline.video.isolated.sandbox import DecodeLimits
 
 
-class ExtractionJob(Job):
+class ExtractionJob(DecodingJob):
     """The job of every worker of an extraction."""
 
     caches: tuple[str, ...]
     """Addresses of the caches, which exist already. One decode of a video serves all of them."""
     root: str
     """Folder of the videos."""
-    decoders: int = 1
-    """Number of processes that decode videos."""
-    limits: DecodeLimits = DecodeLimits()
 
     def _work(self, index: int) -> None:
-        device = device_of_worker(self.device, index)
+        how = self.execution(index)
         caches = [Cache(address) for address in self.caches]
         targets = [
-            (cache, load_encoder(cache, device, is_users_spec=True), reusable_caches(cache))
+            (cache, load_encoder(cache, how.here, is_users_spec=True), reusable_caches(cache))
             for cache in caches
         ]
-        fill(targets, caches[0].manifest.videos, self, device)
+        fill(targets, caches[0].manifest.videos, Path(self.root), how)
 
 
 def fill(
     to_fill: Sequence[tuple[Cache, EncoderPlugin, Sequence[ReusableCache]]],
     videos: Sequence[Video],
-    job: ExtractionJob,
-    device: torch.device,
-    on_progress: OnProgress | None = None,
+    root: Path,
+    how: Execution,
     only: Collection[int] | None = None,
     *,
     waits: bool = True,
 ) -> Progress:
-    """Brings caches, each with its encoder on `device` and what others give it, to completion with
-    all other workers.
+    """Brings caches, each with its encoder and what others give it, to completion with all other
+    workers.
 
-    `only`: no other stores than these. `waits`: for what others are at; if not, their stores may be
-    missing in the end. Returns what was done here.
+    `root`: folder of the videos. `only`: no other stores than these. `waits`: for what others are
+    at; if not, their stores may be missing in the end. Returns what was done here.
     """
     caches = [cache for cache, _, _ in to_fill]
     expected = sum(
@@ -82,9 +76,7 @@ def fill(
             # More than once, where another worker took a store over from this one and was lost in
             # its turn.
             while units := work_units(targets, only):
-                extraction = Extraction(
-                    videos, Path(job.root), device, job.decoders, job.limits, progress, on_progress
-                )
+                extraction = Extraction(videos, root, how, progress)
                 extraction.run(claim_units(units, extraction.stop, waits=waits))
                 if not waits:
                     break

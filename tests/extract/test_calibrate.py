@@ -16,11 +16,14 @@ from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import StillframeError
 from pipeline.extract import extract
 from pipeline.extract.calibrate import calibration_tokens
+from pipeline.extract.execution import Execution
 from pipeline.models.encoders.contract import make_encoder
 from pipeline.video.isolated.sandbox import DecodeLimits
 
 CPU = torch.device("cpu")
 FITTED = {"name": "pca", "components": 4}
+
+LIMITS = DecodeLimits()
 
 
 @pytest.fixture
@@ -30,12 +33,12 @@ def own(material: Material, tmp_path: Path) -> Manifest:
     return dataclasses.replace(material.manifest, root=tmp_path / "videos")
 
 
-def sampled(spec: CacheSpec, videos: Manifest, limits: DecodeLimits | None = None) -> tuple:
+def sampled(spec: CacheSpec, videos: Manifest, limits: DecodeLimits = LIMITS) -> tuple:
     """Tokens of 12 frames, two of each video, and what was said."""
     told: list[str] = []
     plan = {0: {video.video_id: 5 for video in videos.videos}}
-    encoder = make_encoder(spec, CPU)
-    tokens = calibration_tokens(spec, encoder, CPU, videos, plan, 12, limits, told.append)
+    encoder, how = make_encoder(spec, CPU), Execution(CPU, limits=limits, say=told.append)
+    tokens = calibration_tokens(spec, encoder, videos, plan, 12, how)
     return tokens["layer_5"], told
 
 
@@ -73,8 +76,7 @@ def test_extraction_says_what_its_codec_could_not_see(own, tmp_path):
         [address_spec(codec=FITTED)],
         own,
         tmp_path / "caches",
-        limits=DecodeLimits(stall_s=1),
-        say=told.append,
+        Execution(limits=DecodeLimits(stall_s=1), say=told.append),
     )
     assert "v3.mp4: decoder made no progress for 1 s" in told[0]
     assert cache.missing_stores() == []

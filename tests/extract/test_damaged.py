@@ -20,6 +20,7 @@ from pipeline.config.cache_spec import CacheSpec
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.extract.derive import derive
+from pipeline.extract.execution import Execution
 from pipeline.extract.extract import extract, extract_all
 from pipeline.models.encoders import address
 
@@ -198,7 +199,8 @@ def test_a_mended_video_is_tried_again(torn, tmp_path):
     tear(root / "x/v1.mp4", 14)
     assert extract(spec("all"), built, tmp_path / "caches").failures
     (root / "x/v1.mp4").write_bytes(sound)
-    mended = extract(spec("all"), built, tmp_path / "caches", retry_failed=True)
+    again = Execution(retry_failed=True)
+    (mended,) = extract_all([spec("all")], built, tmp_path / "caches", again)
     assert not mended.failures and frames_of(mended, "x/v1.mp4") == list(range(FRAMES))
 
 

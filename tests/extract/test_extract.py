@@ -31,6 +31,7 @@ from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput, StillframeError
 from pipeline.extract import extract, store_builder
 from pipeline.extract.derive import derive
+from pipeline.extract.execution import Execution
 from pipeline.extract.upkeep.repair import find_derivation_source
 from pipeline.models.encoders import address
 from pipeline.models.encoders.contract import token_shape
@@ -189,7 +190,8 @@ def test_failed_videos_are_tried_again_when_asked(broken, tmp_path):
     for video in (1, 2, 3):
         address_video(broken.root / f"x/v{video}.mp4", video, 24)
     assert extract.extract(address_spec(), broken, tmp_path / "caches").failures == cache.failures
-    mended = extract.extract(address_spec(), broken, tmp_path / "caches", retry_failed=True)
+    again = Execution(retry_failed=True)
+    (mended,) = extract.extract_all([address_spec()], broken, tmp_path / "caches", again)
     assert not mended.failures and status(mended).frames == 5 * 24
 
 
@@ -282,7 +284,8 @@ def test_data_sets_of_one_spec_share_a_folder(material, tmp_path):
     data = [other_data(tmp_path / "one", 1), other_data(tmp_path / "two", 8)]
     said: list[str] = []
     caches = [
-        extract.extract_all([material.spec], each, tmp_path, say=said.append)[0] for each in data
+        extract.extract_all([material.spec], each, tmp_path, Execution(say=said.append))[0]
+        for each in data
     ]
     assert [cache.name for cache in caches] == [
         f"{name}-mine-{digits}",
@@ -297,7 +300,7 @@ def test_data_sets_of_one_spec_share_a_folder(material, tmp_path):
     before = digest(caches[1])
     shutil.rmtree(tmp_path / material.cache.name)
     said.clear()
-    again = extract.extract_all([material.spec], data[1], tmp_path, say=said.append)[0]
+    again = extract.extract_all([material.spec], data[1], tmp_path, Execution(say=said.append))[0]
     assert (again.name, digest(again), said) == (caches[1].name, before, [])
     assert extract.extract(material.spec, material.manifest, tmp_path).name == material.cache.name
     # Derived caches, which know no videos either, go by the same rule.
@@ -384,12 +387,10 @@ def test_cache_moves_and_still_reads(material, tmp_path):
 
 def test_progress_adds_up(material, tmp_path):
     seen = []
-    extract.extract(
-        material.spec,
-        material.manifest,
-        tmp_path,
-        on_progress=lambda state: seen.append((state.frames, state.stores, state.videos)),
+    how = Execution(
+        on_progress=lambda state: seen.append((state.frames, state.stores, state.videos))
     )
+    extract.extract_all([material.spec], material.manifest, tmp_path, how)
     assert seen[-1] == (sum(LENGTHS.values()), len(material.cache.plan), len(LENGTHS))
     assert seen == sorted(seen)
 
@@ -414,12 +415,9 @@ def test_a_header_that_promises_too_much_does_not_set_the_pace(tmp_path):
         (folder / name).write_bytes(b"".join(parts))
     built = manifest.build("folder", folder.parent, tmp_path / "data", {})
     seen = []
-    cache = extract.extract(
-        address_spec(frames={"size_px": 64, "fps": "all"}),
-        built,
-        tmp_path,
-        on_progress=lambda state: seen.append((state.frames, state.frames_planned)),
-    )
+    how = Execution(on_progress=lambda state: seen.append((state.frames, state.frames_planned)))
+    spec = address_spec(frames={"size_px": 64, "fps": "all"})
+    (cache,) = extract.extract_all([spec], built, tmp_path, how)
     assert sum(sum(videos.values()) for videos in cache.plan.values()) <= 4 * 125
     stored = sum(place.stop - place.start for place in cache.locations.values())
     assert 120 <= stored <= 125

@@ -8,6 +8,7 @@ import shutil
 import threading
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +32,14 @@ from pipeline.datasets.manifest.edit import is_in_share, select, write_parts
 from pipeline.datasets.manifest.manifest import Manifest, build
 from pipeline.datasets.manifest.parts import PartedManifest, load_any, part_name
 from pipeline.errors import BadInput
+from pipeline.extract.execution import Execution
 from pipeline.extract.extract import extract
-from pipeline.extract.in_parts import PartsJob, extract_parts, fill_parts, open_parts, unfinished
+from pipeline.extract.in_parts import PartsExtraction, extract_parts, open_parts, unfinished
 from pipeline.models.encoders.contract import make_encoder
 from pipeline.train.loop import train
 
 CPU = torch.device("cpu")
+HERE = Execution(CPU)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,7 @@ def parts(built, tmp_path_factory) -> PartedManifest:
 @pytest.fixture(scope="module")
 def parted(parts, tmp_path_factory) -> PartedCache:
     """Their cache in parts. Read only."""
-    return extract_parts(address_spec(), parts, tmp_path_factory.mktemp("parted"), CPU)
+    return extract_parts(address_spec(), parts, tmp_path_factory.mktemp("parted"), HERE)
 
 
 @pytest.fixture
@@ -222,9 +225,9 @@ def test_a_worker_reads_no_other_part_than_it_is_at(parts, tmp_path):
         shutil.rmtree(data / part_name(number))
     manifest, encoder = PartedManifest.load(data), make_encoder(spec, CPU)
     cache = open_parts(spec, manifest, tmp_path / "out", encoder)
-    job = PartsJob(cache=str(cache), spec=spec.canonical(), manifest=str(data), root=None)
+    work = PartsExtraction(cache, manifest, spec, encoder, HERE)
     with pytest.raises(BadInput, match="00000 is no manifest"):
-        fill_parts(cache, manifest, spec, encoder, job, CPU, 1)
+        work.fill(1)
     assert cache.finished() == cache.begun() == [2]
     assert list(unfinished(cache, 1)) == [0, 1]
 
@@ -237,7 +240,7 @@ def test_a_lost_store_is_made_again_and_nothing_else(parts, copy):
     assert parted_status(copy).parts.model_dump() == {"planned": 3, "begun": 3, "done": 2}
     for kept in (0, 2):  # nobody looks at these
         shutil.rmtree(Path(str(copy)) / part_name(kept))
-    extract_parts(address_spec(), parts, Path(str(copy)).parent, CPU)
+    extract_parts(address_spec(), parts, Path(str(copy)).parent, HERE)
     after = digest(Path(str(copy)))
     assert after.keys() == {name for name in before if name[:6] not in ("00000/", "00002/")}
     changed = {name for name in after if after[name] != before[name]}
@@ -254,7 +257,7 @@ def test_a_worker_leaves_what_others_are_at_and_comes_back_for_it(parts, copy):
     with Leases(part.storage) as other:
         assert other.claim(lease_of(store))
         worker = threading.Thread(
-            target=extract_parts, args=(address_spec(), parts, Path(str(copy)).parent, CPU)
+            target=extract_parts, args=(address_spec(), parts, Path(str(copy)).parent, HERE)
         )
         worker.start()
         while len(copy.finished()) < 2:
@@ -271,13 +274,14 @@ def test_failed_videos_are_counted_and_tried_again(built, tmp_path):
     parts = write_parts([Manifest.load(built.folder, videos)], tmp_path / "data", 2)
     whole = (videos / "b/v4.mp4").read_bytes()
     (videos / "b/v4.mp4").write_bytes(b"no video")
-    cache = extract_parts(address_spec(), parts, tmp_path / "out", CPU)
+    cache = extract_parts(address_spec(), parts, tmp_path / "out", HERE)
     state = parted_status(cache)
     assert (state.stored, state.failed, state.failed_in) == (5, 1, ["00002"])
     assert sum(counts.covered for counts in state.splits.values()) == 5
     (videos / "b/v4.mp4").write_bytes(whole)
-    assert parted_status(extract_parts(address_spec(), parts, tmp_path / "out", CPU)) == state
-    again = extract_parts(address_spec(), parts, tmp_path / "out", CPU, retry_failed=True)
+    assert parted_status(extract_parts(address_spec(), parts, tmp_path / "out", HERE)) == state
+    retry = replace(HERE, retry_failed=True)
+    again = extract_parts(address_spec(), parts, tmp_path / "out", retry)
     assert (parted_status(again).stored, parted_status(again).failed) == (6, 0)
     assert parted_status(again).frames == sum(LENGTHS.values())
 
@@ -285,11 +289,11 @@ def test_failed_videos_are_counted_and_tried_again(built, tmp_path):
 def test_other_videos_get_a_cache_of_another_name(material, parts, tmp_path):
     extract(material.spec, material.manifest, tmp_path, CPU)
     names = [
-        extract_parts(address_spec(), each, tmp_path, CPU).storage.name for each in (parts, parts)
+        extract_parts(address_spec(), each, tmp_path, HERE).storage.name for each in (parts, parts)
     ]
     assert names[0] == names[1] == f"address-data-{material.cache.fingerprint}"
     with pytest.raises(BadInput, match="codec 'pca' is fitted to one manifest"):
-        extract_parts(address_spec(codec={"name": "pca", "components": 4}), parts, tmp_path, CPU)
+        extract_parts(address_spec(codec={"name": "pca", "components": 4}), parts, tmp_path, HERE)
 
 
 def test_memory_of_what_looks_at_all_is_that_of_one_part(tmp_path, monkeypatch):
@@ -365,7 +369,10 @@ def test_workers_of_an_engine_fill_parts_together(parts, parted, tmp_path):
     plugin = plugins.load("engine", "local")
     engine = plugin(plugins.settings("engine", "local", {}, "test"), 2)
     cache = extract_parts(
-        address_spec(), parts, tmp_path / "out", CPU, engine=engine, logs=tmp_path / "logs"
+        address_spec(),
+        parts,
+        tmp_path / "out",
+        replace(HERE, engine=engine, logs=tmp_path / "logs"),
     )
     for number in range(3):
         assert stores(cache.part(number)) == stores(parted.part(number))

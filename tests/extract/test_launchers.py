@@ -28,6 +28,7 @@ from pipeline.child_python import search_path
 from pipeline.config import plugins
 from pipeline.errors import BadInput
 from pipeline.extract import extract
+from pipeline.extract.execution import Execution
 from pipeline.extract.launchers.contract import EnginePlugin, Workers
 from pipeline.extract.worker import ExtractionJob
 
@@ -66,7 +67,7 @@ def cache(material: Material, tmp_path: Path) -> Cache:
     """Laid out as that of `material`, with every store missing."""
     ((spec, encoder),) = extract.load_encoders([address_spec()], torch.device("cpu"))
     return extract.create_or_open(
-        spec, material.manifest, tmp_path / "caches", encoder, torch.device("cpu")
+        spec, material.manifest, tmp_path / "caches", encoder, Execution(torch.device("cpu"))
     )
 
 

@@ -15,11 +15,11 @@ from support.views import vit_spec
 from pipeline.cache.cache import Cache
 from pipeline.cache.layout import layer_name, stored_name
 from pipeline.extract import encode, extract
+from pipeline.extract.execution import Execution
 from pipeline.extract.progress import Progress
 from pipeline.extract.upkeep.spot_check import spot_check
 from pipeline.models.encoders.contract import make_encoder
 from pipeline.records import Tokens
-from pipeline.video.isolated.sandbox import DecodeLimits
 from pipeline.video.reader import FrameReader
 
 SQUARES_DIFFER = 0.1
@@ -61,7 +61,7 @@ def test_the_event_of_a_batch_is_of_the_stream_that_computes_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"side stream of {device}")
     second = torch.device("cuda:1")
     progress = Progress(frames_planned=2)
-    working = encode.Extraction([], Path(), second, 1, DecodeLimits(), progress, None)
+    working = encode.Extraction([], Path(), Execution(second), progress)
     tokens = Tokens(torch.zeros(2, 1, 4), {0: torch.zeros(2, 9, 4)})
     target = SimpleNamespace(encoder=lambda pixels_NCHW: tokens)
     store: Any = SimpleNamespace(target=target, builder=None, views=[""])

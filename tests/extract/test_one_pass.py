@@ -29,6 +29,7 @@ from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
 from pipeline.extract import extract
 from pipeline.extract.derive import derive
+from pipeline.extract.execution import Execution
 from pipeline.extract.reuse import reusable_caches
 from pipeline.models.encoders import address
 from pipeline.video.isolated import sandbox
@@ -81,7 +82,9 @@ def test_caches_made_together_are_those_made_alone(material, vit_cache, tmp_path
     ]
     assert len({tuple(map(tuple, cache.plan.values())) for cache in alone}) == 3
     decoded.clear()
-    together = extract.extract_all(specs, material.manifest, tmp_path / "together", decoders=2)
+    together = extract.extract_all(
+        specs, material.manifest, tmp_path / "together", Execution(decoders=2)
+    )
     assert [cache.name for cache in together] == [cache.name for cache in alone]
     for ours, theirs in zip(together, alone, strict=True):
         assert stores(ours) == stores(theirs)
@@ -204,7 +207,7 @@ def test_what_lies_beside_is_taken_over_and_the_bytes_are_those_of_a_fresh_cache
     old_spec, new_spec, names = ADDED[case]
     old = extract.extract(old_spec, built, tmp_path)
     before, said = digest(old.path), []
-    (new,) = extract.extract_all([new_spec], built, tmp_path, say=said.append)
+    (new,) = extract.extract_all([new_spec], built, tmp_path, Execution(say=said.append))
     fresh = extract.extract(new_spec, built, tmp_path / "fresh")
     names = set(old.token_arrays) if names is None else names
     assert stores(new) == stores(fresh) and digest(old.path) == before
@@ -280,7 +283,9 @@ def test_of_a_cache_that_is_partly_finished_its_stores_are_taken_over(material, 
     old = extract.extract(layers_spec(5), material.manifest, tmp_path)
     forget_store(old, 1)
     said: list[str] = []
-    (new,) = extract.extract_all([layers_spec(2, 5)], material.manifest, tmp_path, say=said.append)
+    (new,) = extract.extract_all(
+        [layers_spec(2, 5)], material.manifest, tmp_path, Execution(say=said.append)
+    )
     assert [bool(receipt.taken_from) for receipt in new.receipts.values()] == [
         store != 1 for store in new.plan
     ]
@@ -296,7 +301,9 @@ def test_what_is_damaged_is_not_taken_over(material, tmp_path, where):
     data[len(data) // 2] ^= 0x40
     file.write_bytes(data[:-9] if where == "receipt" else data)
     said: list[str] = []
-    (new,) = extract.extract_all([layers_spec(2, 5)], material.manifest, tmp_path, say=said.append)
+    (new,) = extract.extract_all(
+        [layers_spec(2, 5)], material.manifest, tmp_path, Execution(say=said.append)
+    )
     assert [bool(receipt.taken_from) for receipt in new.receipts.values()] == [
         store != 1 for store in new.plan
     ]
@@ -342,7 +349,9 @@ def test_where_a_video_has_changed_its_store_is_made_whole(tmp_path):
     extract.extract(layers_spec(5), built, tmp_path / "caches")
     address_video(root / "v2.mp4", 2, 23)
     said: list[str] = []
-    (new,) = extract.extract_all([layers_spec(2, 5)], built, tmp_path / "caches", say=said.append)
+    (new,) = extract.extract_all(
+        [layers_spec(2, 5)], built, tmp_path / "caches", Execution(say=said.append)
+    )
     changed = new.locations["x/v2.mp4"].store
     assert [bool(receipt.taken_from) for receipt in new.receipts.values()] == [
         store != changed for store in new.plan
@@ -376,7 +385,7 @@ def test_only_a_cache_of_the_same_tokens_gives_any(material, tmp_path):
     )
     said: list[str] = []
     (new,) = extract.extract_all(
-        [layers_spec(2, 5, views=[FLIP])], material.manifest, tmp_path, say=said.append
+        [layers_spec(2, 5, views=[FLIP])], material.manifest, tmp_path, Execution(say=said.append)
     )
     assert (
         reusable_caches(new) == []

@@ -16,7 +16,8 @@ from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import chosen
 from pipeline.extract import extract
-from pipeline.extract.worker import ExtractionJob, fill
+from pipeline.extract.execution import Execution
+from pipeline.extract.worker import fill
 from pipeline.models.encoders.contract import EncoderPlugin, make_encoder, token_shape
 from pipeline.models.profile import timed
 
@@ -79,6 +80,7 @@ def extract_speed(
     alone, and their paired ratio. The same of `against`, in turn with it, and how many times as
     fast its extraction is."""
     device = chosen(device)
+    how = Execution(device, decoders)
     cases = [
         _Case(each, make_encoder(each, device)) for each in (spec, against) if each is not None
     ]
@@ -93,10 +95,9 @@ def extract_speed(
                     videos,
                     Path(folder) / f"bench-{repeat}-{number}",
                     case.encoder,
-                    device,
+                    how,
                 )
-                job = ExtractionJob(caches=(str(cache),), root=str(videos.root), decoders=decoders)
-                progress = fill([(cache, case.encoder, [])], videos.videos, job, device)
+                progress = fill([(cache, case.encoder, [])], videos.videos, videos.root, how)
                 if repeat:  # the first round warms caches and allocators up
                     case.bare.append(bare)
                     case.whole.append(progress.frames_per_s)

@@ -24,6 +24,7 @@ from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import chosen
 from pipeline.extract import extract
 from pipeline.extract.encode import named_tokens
+from pipeline.extract.execution import Execution
 from pipeline.models.encoders.contract import EncoderPlugin, make_encoder
 from pipeline.models.profile import synchronize
 from pipeline.records import Tokens
@@ -58,7 +59,7 @@ def extraction_parts(
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-            cache = extract.create_or_open(spec, videos, Path(folder), encoder, device)
+            cache = extract.create_or_open(spec, videos, Path(folder), encoder, Execution(device))
             return _measured(cache, encoder, videos, device, Path(folder))
     finally:
         torch.set_num_threads(threads)

@@ -38,6 +38,7 @@ from pipeline.experiments.planning.subset import (
 )
 from pipeline.experiments.planning.uncached import UncachedReader
 from pipeline.extract import extract
+from pipeline.extract.execution import Execution
 from pipeline.extract.worker import fill
 from pipeline.models.encoders.contract import EncoderPlugin, make_encoder, token_shape
 from pipeline.models.video_model import layers_read
@@ -238,15 +239,13 @@ def timed_extraction(
     StillframeError where no video can be decoded."""
     ends: list[tuple[float, int]] = []
     begin = time.perf_counter()
-    new_cache = extract.create_or_open(spec, subset, out, encoder, device)
-    job = extract.extraction_job([new_cache.storage.address], subset, str(device), decoders)
-    fill(
-        [(new_cache, encoder, [])],
-        subset.videos,
-        job,
+    how = Execution(
         device,
-        lambda progress: ends.append((time.perf_counter(), progress.frames)),
+        decoders,
+        on_progress=lambda progress: ends.append((time.perf_counter(), progress.frames)),
     )
+    new_cache = extract.create_or_open(spec, subset, out, encoder, how)
+    fill([(new_cache, encoder, [])], subset.videos, subset.root, how)
     whole_s = time.perf_counter() - begin
     cache = Cache(new_cache.storage)
     receipts = cache.receipts.values()

@@ -24,8 +24,9 @@ from pipeline.cache.verify import Verification, advice, verify_cache
 from pipeline.device import chosen
 from pipeline.errors import BadInput
 from pipeline.extract.derive import Derivation, OnFrames
+from pipeline.extract.execution import Execution
 from pipeline.extract.reuse import reusable_caches
-from pipeline.extract.worker import ExtractionJob, fill, load_encoder
+from pipeline.extract.worker import fill, load_encoder
 
 
 @dataclass(frozen=True)
@@ -149,17 +150,17 @@ def _maker(
             f"the first is {lost[0]}",
             "say where the videos are: --root DIR",
         )
-    job = ExtractionJob(
-        caches=(str(cache),), root=str(folder), device=str(device), decoders=decoders
+    on_progress = (
+        (lambda state: on_frames(state.frames, state.frames_planned)) if on_frames else None
     )
+    how = Execution(device, decoders, on_progress=on_progress)
 
     def encode() -> None:
         fill(
             [(cache, encoder, reusable_caches(cache))],
             cache.manifest.videos,
-            job,
-            device,
-            (lambda state: on_frames(state.frames, state.frames_planned)) if on_frames else None,
+            folder,
+            how,
             only=set(stores),
         )
 

@@ -37,8 +37,8 @@ from pipeline.datasets.manifest.edit import select, write_index
 from pipeline.datasets.manifest.manifest import Manifest, write
 from pipeline.datasets.manifest.parts import PartedManifest, part_name
 from pipeline.extract import in_parts
+from pipeline.extract.execution import Execution
 from pipeline.extract.extract import load_encoders
-from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.video.probe import Probe
 
 CPU = torch.device("cpu")
@@ -87,8 +87,9 @@ def start_over(root: Path) -> list[Start]:
         """From nothing to the first store that is claimed, as `fill_parts` begins."""
         manifest = PartedManifest.load(data)
         cache = in_parts.open_parts(spec, manifest, caches, encoder)
+        work = in_parts.PartsExtraction(cache, manifest, spec, encoder, Execution(CPU))
         number = next(in_parts.unfinished(cache, 0))
-        part = in_parts.open_part(cache, number, spec, manifest.part(number), encoder, CPU)
+        part = work.open_part(number, manifest.part(number))
         with Leases(part.storage) as leases:
             units = [[CacheStore(part, leases, store)] for store in part.missing_stores()]
             next(claim_units(units, threading.Event()))
@@ -96,7 +97,7 @@ def start_over(root: Path) -> list[Start]:
     timed("a worker begins", claim)
     manifest = PartedManifest.load(data)
     cache = in_parts.open_parts(spec, manifest, caches, encoder)
-    _pretend_half(cache, manifest, spec, encoder)
+    _pretend_half(in_parts.PartsExtraction(cache, manifest, spec, encoder, Execution(CPU)))
     timed("a worker resumes", claim)
     timed("status", lambda: parted_status(PartedCache(cache.storage)))
     share = 1 / len(index.parts)
@@ -117,21 +118,19 @@ def _parts(data: Path, clips: int, rows: int) -> Iterator[Manifest]:
         yield write("startup", Listed(data / "videos", listed, facts), data / part_name(number))
 
 
-def _pretend_half(
-    cache: PartedCache, manifest: PartedManifest, spec: CacheSpec, encoder: EncoderPlugin
-) -> None:
+def _pretend_half(work: in_parts.PartsExtraction) -> None:
     """Every other part has a mark, some of them all receipts; one more has every other receipt."""
-    numbers = list(range(len(cache)))
+    numbers = list(range(len(work.cache)))
     for number in numbers[1 + 2 * PLANNED :: 2]:
-        _pretend_mark(cache, number, 0)
+        _pretend_mark(work.cache, number, 0)
     for number in [*numbers[1::2][:PLANNED], 0]:
-        part = in_parts.open_part(cache, number, spec, manifest.part(number), encoder, CPU)
+        part = work.open_part(number, work.manifest.part(number))
         is_done, stores = number != 0, list(part.plan)
         # The first is left out, so that a part of a single store still has something to claim.
         for store in stores if is_done else stores[1::2]:
             pretend_done(part, store)
         if is_done:
-            _pretend_mark(cache, number, len(part.plan))
+            _pretend_mark(work.cache, number, len(part.plan))
 
 
 def _pretend_mark(cache: PartedCache, number: int, stores: int) -> None:

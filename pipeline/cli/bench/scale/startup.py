@@ -25,6 +25,7 @@ from pipeline.config.cache_spec import CacheSpec
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.manifest.manifest import Manifest, write
 from pipeline.extract import extract
+from pipeline.extract.execution import Execution
 from pipeline.extract.progress import Progress
 from pipeline.records import Clip
 from pipeline.video.probe import Probe
@@ -59,7 +60,7 @@ class Listed(DatasetPlugin):
 def start_seconds(clips: int) -> list[tuple[str, float]]:
     """Seconds from nothing to the first claimed store, on a manifest of `clips` videos: at first,
     and with half of it done."""
-    spec, device = plugins.validate(CacheSpec, SPEC, "bench"), torch.device("cpu")
+    spec, how = plugins.validate(CacheSpec, SPEC, "bench"), Execution(torch.device("cpu"))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -71,8 +72,8 @@ def start_seconds(clips: int) -> list[tuple[str, float]]:
         for what in ("first start", "resume, half done"):
             begin = time.perf_counter()
             manifest = Manifest.load(root / "data")
-            encoder = extract.load_encoders([spec], device)[0][1]
-            cache = extract.create_or_open(spec, manifest, root / "caches", encoder, device)
+            encoder = extract.load_encoders([spec], how.here)[0][1]
+            cache = extract.create_or_open(spec, manifest, root / "caches", encoder, how)
             missing = cache.missing_stores()
             with Leases(cache.storage) as leases:
                 units = [[CacheStore(cache, leases, store)] for store in missing]
@@ -120,11 +121,11 @@ def _memory(title: str, videos: Path, clips: list[Clip], root: Path) -> dict[str
         done[0] = state.frames / max(1, state.frames_planned)
 
     with _sampled(done) as samples:
-        extract.extract(
-            plugins.validate(CacheSpec, SPEC, "bench"),
+        extract.extract_all(
+            [plugins.validate(CacheSpec, SPEC, "bench")],
             manifest,
             root / "caches" / videos.name,
-            on_progress=on_progress,
+            Execution(on_progress=on_progress),
         )
     share, megabytes = np.array(samples).T
     part = np.minimum((share * PARTS).astype(int), PARTS - 1)

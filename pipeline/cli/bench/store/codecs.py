@@ -31,6 +31,7 @@ from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import chosen
 from pipeline.extract import derive, extract
 from pipeline.extract.calibrate import calibration_tokens, fit_codecs
+from pipeline.extract.execution import Execution
 from pipeline.models.encoders.contract import make_encoder, token_shape
 from pipeline.train import evaluate, loop
 
@@ -86,9 +87,8 @@ def compare(
     encoder = make_encoder(spec, device)
     shape = token_shape(spec)
     tell(0, 1, "encoding frames")
-    sampled = calibration_tokens(
-        spec, encoder, device, videos, extract.make_plan(spec, shape, videos), 2 * frames
-    )
+    plan = extract.make_plan(spec, shape, videos)
+    sampled = calibration_tokens(spec, encoder, videos, plan, 2 * frames, Execution(device))
     fitted_to, measured = (
         {name: part.chunk(2)[half] for name, part in sampled.items()} for half in (0, 1)
     )
@@ -141,13 +141,11 @@ def codec_scores(
         folder = Path(temporary)
         tell(0, 1, "rendering videos")
         videos = manifest.build("world", None, folder / "world", dict(world or {}))
-        source = extract.extract(
-            spec,
-            videos,
-            folder,
+        how = Execution(
             device,
             on_progress=lambda state: tell(state.frames, state.frames_planned, "extracting"),
         )
+        source = extract.extract_all([spec], videos, folder, how)[0]
         for done, (name, codec) in enumerate(codecs.items()):
             tell(done, len(codecs), f"training through {name}")
             changes = [f"codec.{key}={json.dumps(value)}" for key, value in codec.table().items()]
