@@ -25,7 +25,13 @@ import numpy as np
 from numcodecs.zstd import Zstd
 
 from pipeline.cache.layout import shard_file
-from pipeline.cache.page_cache import FilePart, announce, copy_resident, resident
+from pipeline.cache.page_cache import (
+    FilePart,
+    announce,
+    copy_past,
+    copy_resident,
+    resident,
+)
 from pipeline.cache.storage.contract import Span
 from pipeline.errors import BadInput
 
@@ -356,22 +362,29 @@ def _runs_by_shard(
     ]
 
 
-def read_parts(file: BinaryIO, parts: Sequence[FilePart]) -> bool:
-    """Fills every part with the bytes at its offset. Returns whether all were in memory. Raises
-    EOFError, OSError."""
+def read_parts(file: BinaryIO, parts: Sequence[FilePart], *, again: bool = False) -> bool:
+    """Fills every part with the bytes at its offset. Returns whether all were in memory. `again`:
+    they have been read before, so what is not there any more the memory has no room for, and it is
+    read past the page cache. Raises EOFError, OSError."""
     if copy_resident(file, parts):
         return True
-    for part in parts:
-        _read(file, part)
+    if not (again and copy_past(file, parts)):
+        for part in parts:
+            _read(file, part)
     return False
 
 
 def read_kept(
-    file: BinaryIO, parts: Sequence[FilePart], row_bytes: int, kept_P: np.ndarray
+    file: BinaryIO,
+    parts: Sequence[FilePart],
+    row_bytes: int,
+    kept_P: np.ndarray,
+    *,
+    again: bool = False,
 ) -> bool:
     """Fills every part with those tokens of its rows that are kept: rows of `row_bytes` follow each
     other from its offset on, and each holds as many tokens as the mask `kept_P`. Returns whether
-    all rows were in memory. Raises EOFError, OSError.
+    all rows were in memory. `again`: as for `read_parts`. Raises EOFError, OSError.
 
     From memory those tokens alone are copied, from a disk `spans_of` is read.
     """
@@ -380,7 +393,10 @@ def read_kept(
         return True
     places_K, part = np.flatnonzero(kept_P), part_of_row(row_bytes, kept_P)
     kept_bytes = len(places_K) * (row_bytes // len(kept_P))
-    if part != (0, row_bytes):  # else the kernel reads ahead by itself
+    if part == (0, row_bytes):
+        if again and _copy_kept_past(file, parts, row_bytes, kept_P):
+            return False
+    else:  # where all is read, the kernel reads ahead by itself
         rows = [(offset, len(out) // kept_bytes) for offset, out in parts]
         announce(file, [span for each in rows for span in spans_of(*each, row_bytes, part)])
     first, end = part
@@ -390,6 +406,23 @@ def read_kept(
             _read(file, (offset + number * row_bytes + first, row_B[first:end]))
             _take(row_B, of_row, places_K, row_bytes // len(kept_P))
     return False
+
+
+def _copy_kept_past(
+    file: BinaryIO, parts: Sequence[FilePart], row_bytes: int, kept_P: np.ndarray
+) -> bool:
+    """Does what `read_kept` does by way of whole rows, past the page cache; False where that cannot
+    be done."""
+    places_K, token_bytes = np.flatnonzero(kept_P), row_bytes // len(kept_P)
+    rows = [
+        (offset, np.empty(len(out) // (len(places_K) * token_bytes) * row_bytes, np.uint8))
+        for offset, out in parts
+    ]
+    if not copy_past(file, rows):
+        return False
+    for (_, rows_B), (_, out) in zip(rows, parts, strict=True):
+        _take(rows_B, out, places_K, token_bytes)
+    return True
 
 
 def copy_kept(

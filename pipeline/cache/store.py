@@ -260,7 +260,8 @@ class StoreReader:
         were_there, part = True, part_of_row(layout.row_bytes, kept_P)
         for number, first, stop, runs in runs_by_shard(rows_T, layout):
             chunks = [chunk for _, _, chunk, _ in runs]
-            were_there &= self._vouch(name, number, chunks)
+            again = self._vouch(name, number, chunks)
+            were_there &= again
             if layout.compression != "none":
                 whole = self.read_general(name, rows[first:stop])
                 out[first:stop] = whole if kept_P is None else whole[:, kept_P]
@@ -269,14 +270,15 @@ class StoreReader:
             parts, spans = [], []
             for begin, (at, count, _, within) in zip(begins, runs, strict=True):
                 offset = begin + within * layout.row_bytes
-                parts.append((offset, target[at * out_bytes : (at + count) * out_bytes]))
+                parts.append((offset, target[at * out_bytes :][: count * out_bytes]))
                 spans += spans_of(offset, count, layout.row_bytes, part)
             with self.open_shard(name, number, spans) as file:
                 try:
-                    if kept_P is None:
-                        were_there &= read_parts(file, parts)
-                    else:
-                        were_there &= read_kept(file, parts, layout.row_bytes, kept_P)
+                    were_there &= (
+                        read_parts(file, parts, again=again)
+                        if kept_P is None
+                        else read_kept(file, parts, layout.row_bytes, kept_P, again=again)
+                    )
                 except EOFError as error:
                     raise BadInput(f"shard {self.shard(name, number)} {error}", VERIFY) from error
                 except OSError as error:
@@ -293,14 +295,14 @@ class StoreReader:
             return False
         row_bytes, out_bytes = layout.row_bytes, len(target) // max(1, len(rows))
         for number, _, _, runs in runs_by_shard(rows, layout):
-            known, first = self._begins.get((name, number)), number * layout.chunks
-            if known is None or not all(vouched[first + chunk] for _, _, chunk, _ in runs):
+            path, begins = self._begins.get((name, number), ("", []))
+            first = number * layout.chunks
+            if not begins or not all(vouched[first + chunk] for _, _, chunk, _ in runs):
                 return False
-            path, begins = known
-            parts = []
-            for at, count, chunk, within in runs:
-                into = target[at * out_bytes : (at + count) * out_bytes]
-                parts.append((begins[chunk] + within * row_bytes, into))
+            parts = [
+                (begins[chunk] + within * row_bytes, target[at * out_bytes :][: count * out_bytes])
+                for at, count, chunk, within in runs
+            ]
             if kept_P is None and not copy_mapped(path, parts):
                 return False
             there = partial(mapped, path)

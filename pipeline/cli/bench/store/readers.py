@@ -222,11 +222,11 @@ def _litdata(folder: Path, frames: int) -> Iterator[Read]:
     yield _each(read)
 
 
-MEMORY_MAP = "memory-map copy"
+OURS, MEMORY_MAP = "stillframe", "memory-map copy"
 IN_ORDER, WHOLE = "webdataset", "litdata"
 """Windows in the order of the file; windows only where they were cut when written."""
 READERS = (
-    Reader("stillframe", "numpy", "store", write_store, _stillframe),
+    Reader(OURS, "numpy", "store", write_store, _stillframe),
     Reader(MEMORY_MAP, "numpy", "npy", _write_npy, _memory_map),
     Reader("h5py", "h5py", "hdf5", _write_hdf5, _hdf5),
     Reader("safetensors", "safetensors", "safetensors", _write_safetensors, _safetensors),
