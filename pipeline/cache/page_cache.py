@@ -110,7 +110,6 @@ class _Staging(threading.local):
     def __init__(self) -> None:
         memory = mmap.mmap(-1, STAGED_BYTES + LARGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory.madvise(mmap.MADV_HUGEPAGE)
-        memory.madvise(mmap.MADV_DONTFORK)  # a child would take over pages that are written to
         all_B = np.frombuffer(memory, np.uint8)
         begin = -all_B.ctypes.data % LARGE_PAGE
         self.bytes_B = all_B[begin : begin + STAGED_BYTES]

@@ -49,10 +49,11 @@ HASH_BEHIND = 64 << 20
 """Bytes that may be written and not hashed yet."""
 PARTS_AT_ONCE = 512
 """Less than the 1024 buffers that one `writev` takes."""
-STEP = 128 << 10
-"""Bytes of one read. The kernel takes a run of such reads for a sequential one: it reads ahead, in
-large pages that are also copied faster ever after. A whole window at once is a random read to it,
-at half the speed, and so is what `madvise` and `posix_fadvise` ask for."""
+FIRST_STEP, STEP = 4 << 10, 128 << 10
+"""Bytes of the first of a run of reads, and the most of one. The kernel takes the run for a
+sequential read: it reads ahead, in large pages that are also copied faster ever after, and they
+grow from the size of the first read on. A whole window at once is a random read to it, at half the
+speed, and so is what `madvise` and `posix_fadvise` ask for."""
 LEAST_GAP = 64 << 10
 """Bytes between two stretches of a file that are worth a request to a disk of its own."""
 
@@ -370,7 +371,7 @@ def read_parts(file: BinaryIO, parts: Sequence[FilePart], *, again: bool = False
         return True
     if not (again and copy_past(file, parts)):
         for part in parts:
-            _read(file, part)
+            _read(file, part, FIRST_STEP)
     return False
 
 
@@ -474,11 +475,12 @@ def spans_of(offset: int, rows: int, row_bytes: int, part: Span) -> list[Span]:
     return [(begin + first, begin + end) for begin in begins]
 
 
-def _read(file: BinaryIO, part: FilePart) -> None:
+def _read(file: BinaryIO, part: FilePart, first_step: int = STEP) -> None:
     """Fills a part with the bytes at its offset. Raises EOFError, OSError."""
     (offset, out), done = part, 0
     while done < len(out):
-        got = os.preadv(file.fileno(), [out[done : done + STEP].data], offset + done)
+        step = min(max(first_step, 3 * done), STEP)
+        got = os.preadv(file.fileno(), [out[done : done + step].data], offset + done)
         if got == 0:
             raise EOFError(f"ends before byte {offset + len(out)}")
         done += got

@@ -260,8 +260,7 @@ class StoreReader:
         were_there, part = True, part_of_row(layout.row_bytes, kept_P)
         for number, first, stop, runs in runs_by_shard(rows_T, layout):
             chunks = [chunk for _, _, chunk, _ in runs]
-            again = self._vouch(name, number, chunks)
-            were_there &= again
+            were_there &= (again := self._vouch(name, number, chunks))
             if layout.compression != "none":
                 whole = self.read_general(name, rows[first:stop])
                 out[first:stop] = whole if kept_P is None else whole[:, kept_P]
@@ -293,20 +292,19 @@ class StoreReader:
         layout, vouched = self.layout(name), self._vouched.get(name)
         if vouched is None or layout.compression != "none":
             return False
-        row_bytes, out_bytes = layout.row_bytes, len(target) // max(1, len(rows))
+        out_bytes = len(target) // max(1, len(rows))
         for number, _, _, runs in runs_by_shard(rows, layout):
             path, begins = self._begins.get((name, number), ("", []))
             first = number * layout.chunks
             if not begins or not all(vouched[first + chunk] for _, _, chunk, _ in runs):
                 return False
-            parts = [
-                (begins[chunk] + within * row_bytes, target[at * out_bytes :][: count * out_bytes])
-                for at, count, chunk, within in runs
-            ]
+            offsets = (begins[chunk] + within * layout.row_bytes for _, _, chunk, within in runs)
+            outs = (target[at * out_bytes :][: count * out_bytes] for at, count, _, _ in runs)
+            parts = list(zip(offsets, outs, strict=True))
             if kept_P is None and not copy_mapped(path, parts):
                 return False
             there = partial(mapped, path)
-            if kept_P is not None and not copy_kept(there, parts, row_bytes, kept_P):
+            if kept_P is not None and not copy_kept(there, parts, layout.row_bytes, kept_P):
                 return False
         return True
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 
 import google_crc32c
@@ -18,33 +16,14 @@ from hypothesis import strategies as st
 from numcodecs.zstd import Zstd
 from zarr.codecs import GzipCodec
 
-from pipeline.cache import page_cache, shard, store
+from pipeline.cache import page_cache, shard
 from pipeline.cache.corruption import BadChunk, check_chunks, check_files
 from pipeline.cache.layout import tokens_by_array
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.store import StoreReader, StoreWriter
 from pipeline.errors import BadInput
 from pipeline.train.windows.reader import RowsToRead, read_in_turn
-
-STORE = "00000.zarr"
-
-
-def write(
-    path: Path,
-    arrays: dict[str, np.ndarray],
-    chunk: int,
-    shard: int,
-    batch: int,
-    compression: str = "none",
-) -> dict[str, tuple[int, str]]:
-    path.mkdir(parents=True)
-    kinds = {name: (array.shape[1:], array.dtype) for name, array in arrays.items()}
-    writer = StoreWriter(path, kinds, chunk, shard, compression)
-    frames = len(next(iter(arrays.values())))
-    with closing(writer):
-        for first in range(0, frames, batch):
-            writer.append({name: array[first : first + batch] for name, array in arrays.items()})
-        return writer.finish({"time_s": np.arange(frames) / 3}, {"videos": ["a", "b"]})
+from tests.support.stores import STORE, reads, values, write
 
 
 def write_without_checksums(
@@ -58,11 +37,6 @@ def write_without_checksums(
             name, shape=array.shape, dtype=array.dtype, compressors=None, **size
         )
         stored[:] = array
-
-
-def values(frames: int, *shape: int, dtype: str = "float16") -> np.ndarray:
-    count = frames * int(np.prod(shape))
-    return (1 + np.arange(count) % 2039).astype(dtype).reshape(frames, *shape)
 
 
 layouts = {
@@ -80,18 +54,6 @@ layouts = {
         max_size=2,
     ),
 }
-
-
-@contextmanager
-def reads(maps: bool) -> Iterator[None]:
-    """With maps, what is in memory is copied from them; without, every byte is read."""
-    with pytest.MonkeyPatch.context() as patch:
-        if not maps:
-            patch.setattr(shard, "copy_resident", lambda *_: False)
-            patch.setattr(shard, "resident", lambda *_: None)
-            patch.setattr(store, "copy_mapped", lambda *_: False)
-            patch.setattr(store, "mapped", lambda *_: None)
-        yield
 
 
 @settings(max_examples=100, deadline=None)
@@ -450,7 +412,9 @@ def test_of_a_crop_a_disk_reads_no_rows_of_patches_that_are_left_out(tmp_path, m
 
     monkeypatch.setattr("os.preadv", noted)
     kept_hw = np.zeros((8, 8), bool)
-    for high, expected in ((2, 16 * (8 + 3) * 768 * 2), (4, 16 * row_bytes)):
+    blocks = page_cache.BLOCK + 16 * row_bytes + 2 * shard.ALIGNMENT  # of three chunks, at once
+    blocks -= blocks % page_cache.BLOCK
+    for high, expected in ((2, 16 * (8 + 3) * 768 * 2), (4, blocks)):
         kept_hw[2 : 2 + high, 1:4] = True
         out = np.empty((16, 3 * high, 768), array.dtype)
         read_bytes.clear()

@@ -142,5 +142,7 @@ def test_what_is_foretold_is_what_a_reader_reads(tmp_path, monkeypatch, windows)
             reader.read_into("layer_11", np.arange(start, start + 16), out, kept_P)
         means.append(counted[0] / 8)
     of_chunks = (2 + 7 * 3) / 8 * (8 * ROW_BYTES + 4)
-    assert means[1] == foretold.disk_bytes - special
-    assert means[0] == pytest.approx(of_chunks + means[1])
+    blocks = 2 * 4096  # at most, around what is read past the page cache
+    wanted_bytes = foretold.disk_bytes - special
+    assert wanted_bytes <= means[1] <= wanted_bytes + blocks
+    assert means[0] == pytest.approx(of_chunks + wanted_bytes)

@@ -1,0 +1,106 @@
+"""Rows that were read before and that the memory does not hold any more: straight from the disk."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+from contextlib import suppress
+
+import numpy as np
+import pytest
+
+from pipeline.cache import page_cache
+from pipeline.cache.storage.local import LocalFolder
+from pipeline.cache.store import StoreReader
+from pipeline.errors import BadInput
+from tests.support.stores import STORE, reads, values, write
+
+pytestmark = pytest.mark.skipif(
+    not (hasattr(os, "O_DIRECT") and hasattr(mmap, "MADV_HUGEPAGE")),
+    reason="this system reads by its page cache alone",
+)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_what_was_read_before_and_is_not_in_memory_is_read_past_it(tmp_path, monkeypatch, kept):
+    """In few requests of whole blocks, and again after a fork; at first it is read into memory."""
+    array = values(200, 4, 9_000)  # 14.4 MB
+    write(tmp_path / STORE, {"layer_0": array}, 8, 80, 80)
+    reader = StoreReader(LocalFolder(tmp_path), STORE)
+    kept_P = np.array([True, False, True, True]) if kept else None
+    rows = np.concatenate([np.arange(3, 190), [0, 199, 199, 42], np.arange(9, 60, 3)])
+    wanted = array[rows] if kept_P is None else array[rows][:, kept_P]
+    requests = []
+    preadv = os.preadv
+
+    def noted(handle, buffers, offset) -> int:
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_DIRECT:
+            requests.append((offset, sum(map(len, buffers))))
+        return preadv(handle, buffers, offset)
+
+    monkeypatch.setattr("os.preadv", noted)
+    with reads(maps=False):
+        reader.read_into("layer_0", np.arange(200), np.empty_like(array))
+        assert requests == []
+        out = np.empty(wanted.shape, wanted.dtype)
+        reader.read_into("layer_0", rows, out, kept_P)
+    np.testing.assert_array_equal(out, wanted)
+    offsets, sizes = np.array(requests).T
+    assert (offsets % page_cache.BLOCK == 0).all() and (sizes % page_cache.BLOCK == 0).all()
+    assert sizes.max() == page_cache.STAGED_BYTES and len(requests) < 2 * len(rows) // 8
+    if child := os.fork():
+        assert os.waitpid(child, 0)[1] == 0
+    else:  # the memory that the parent reads into is not the child's
+        code = 1
+        with suppress(BaseException):
+            out[:] = 0
+            with reads(maps=False):
+                reader.read_into("layer_0", rows, out, kept_P)
+            code = 0 if np.array_equal(out, wanted) else 2
+        os._exit(code)
+
+
+@pytest.mark.parametrize("refusal", ["flag", "read"])
+def test_a_file_system_that_reads_by_its_memory_alone(tmp_path, monkeypatch, refusal):
+    array, rows = values(30, 4, 6), np.arange(2, 29)
+    write(tmp_path / STORE, {"layer_0": array}, 4, 12, 30)
+    reader, out = StoreReader(LocalFolder(tmp_path), STORE), np.empty((27, 4, 6), "float16")
+    fcntl_, preadv, refused = fcntl.fcntl, os.preadv, []
+
+    def refuse(*_) -> None:
+        refused.append(refusal)
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    def flags(handle, command, *value) -> int:
+        if refusal == "flag" and value and value[0] & os.O_DIRECT:
+            refuse()
+        return fcntl_(handle, command, *value)
+
+    def read(handle, buffers, offset) -> int:
+        if fcntl_(handle, fcntl.F_GETFL) & os.O_DIRECT:
+            refuse()
+        return preadv(handle, buffers, offset)
+
+    monkeypatch.setattr("fcntl.fcntl", flags)
+    monkeypatch.setattr("os.preadv", read)
+    with reads(maps=False):
+        for _ in range(2):
+            out[:] = 0
+            reader.read_into("layer_0", rows, out)
+            np.testing.assert_array_equal(out, array[rows])
+    assert refused
+
+
+def test_past_the_page_cache_a_cut_shard_and_a_broken_disk_are_named(tmp_path, monkeypatch):
+    write(tmp_path / STORE, {"layer_0": values(30, 4, 6)}, 4, 12, 30)
+    reader, out = StoreReader(LocalFolder(tmp_path), STORE), np.empty((12, 4, 6), "float16")
+    with reads(maps=False):
+        reader.read_into("layer_0", np.arange(12), out)
+        os.truncate(tmp_path / STORE / "layer_0/c/0/0/0", 100)
+        with pytest.raises(BadInput, match="layer_0/c/0/0/0 ends before byte"):
+            reader.read_into("layer_0", np.arange(12), out)
+        monkeypatch.setattr("os.preadv", lambda *_: (_ for _ in ()).throw(OSError(5, "no luck")))
+        with pytest.raises(BadInput, match="layer_0/c/0/0/0 cannot be read: no luck"):
+            reader.read_into("layer_0", np.arange(12), out)
