@@ -21,24 +21,26 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 from zarr.storage import LocalStore, MemoryStore
 
 from pipeline.cache.layout import CHUNK_CHECKSUMS, shard_file
-from pipeline.cache.page_cache import announce, copy_mapped, mapped
-from pipeline.cache.shard import (
+from pipeline.cache.shard.format import (
     MISSING,
     VERIFY,
     Compression,
     ShardLayout,
-    ShardWriter,
-    chunk_checksum,
-    copy_kept,
     equal_runs,
     fill_value,
-    part_of_row,
     read_index,
+    runs_by_shard,
+)
+from pipeline.cache.shard.page_cache import announce, copy_mapped, mapped
+from pipeline.cache.shard.reader import (
+    chunk_checksum,
+    copy_kept,
+    part_of_row,
     read_kept,
     read_parts,
-    runs_by_shard,
     spans_of,
 )
+from pipeline.cache.shard.writer import ShardWriter
 from pipeline.cache.storage.contract import Span, Storage
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.config.regular_files import open_regular

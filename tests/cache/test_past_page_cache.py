@@ -11,7 +11,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from pipeline.cache import page_cache
+from pipeline.cache.shard import page_cache
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.store import StoreReader
 from pipeline.errors import BadInput

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from numcodecs.zstd import Zstd
 from zarr.codecs import GzipCodec
 
-from pipeline.cache import page_cache, shard
 from pipeline.cache.corruption import BadChunk, check_chunks, check_files
 from pipeline.cache.layout import tokens_by_array
+from pipeline.cache.shard import page_cache
+from pipeline.cache.shard import reader as shard_reader
+from pipeline.cache.shard.format import ALIGNMENT, aligned_empty
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.store import StoreReader, StoreWriter
 from pipeline.errors import BadInput
@@ -377,7 +379,7 @@ def test_a_disk_that_cannot_read_is_named(tmp_path, monkeypatch):
 
     reader = StoreReader(LocalFolder(tmp_path), STORE)
     page_cache.unmap_all()
-    monkeypatch.setattr(shard, "copy_resident", lambda *_: False)  # it is not in memory
+    monkeypatch.setattr(shard_reader, "copy_resident", lambda *_: False)  # it is not in memory
     monkeypatch.setattr("os.preadv", broken)
     with pytest.raises(
         BadInput, match="shard .*layer_0/c/1/0/0 cannot be read: Input/output error"
@@ -391,7 +393,7 @@ def test_rows_of_more_than_one_read_and_far_apart(tmp_path, maps):
     write(tmp_path / STORE, {"layer_0": array}, 8, 80, 80)
     reader = StoreReader(LocalFolder(tmp_path), STORE)
     for rows in (np.arange(80), np.arange(80)[::-1], np.array([0, 79, 3, 3, 4, 41])):
-        out = shard.aligned_empty((len(rows), 2, 70_000), array.dtype)
+        out = aligned_empty((len(rows), 2, 70_000), array.dtype)
         with reads(maps):
             reader.read_into("layer_0", rows, out)
         np.testing.assert_array_equal(out, array[rows])
@@ -412,7 +414,7 @@ def test_of_a_crop_a_disk_reads_no_rows_of_patches_that_are_left_out(tmp_path, m
 
     monkeypatch.setattr("os.preadv", noted)
     kept_hw = np.zeros((8, 8), bool)
-    blocks = page_cache.BLOCK + 16 * row_bytes + 2 * shard.ALIGNMENT  # of three chunks, at once
+    blocks = page_cache.BLOCK + 16 * row_bytes + 2 * ALIGNMENT  # of three chunks, at once
     blocks -= blocks % page_cache.BLOCK
     for high, expected in ((2, 16 * (8 + 3) * 768 * 2), (4, blocks)):
         kept_hw[2 : 2 + high, 1:4] = True
@@ -567,7 +569,7 @@ def test_array_names():
 
 def test_memory_for_a_batch_begins_at_a_cache_line():
     for shape in [(1,), (7, 3), (16, 201, 384)]:
-        room = shard.aligned_empty(shape, np.dtype("float16"))
+        room = aligned_empty(shape, np.dtype("float16"))
         assert (
             room.shape == shape
             and room.dtype == "float16"

@@ -15,7 +15,7 @@ import torch
 from support.commands import call, fine
 
 import pipeline
-from pipeline.cache import page_cache
+from pipeline.cache.shard import page_cache
 from pipeline.cli import console
 from pipeline.cli.about import doctor, probes, requirements
 from pipeline.cli.about.probes import ask_probes

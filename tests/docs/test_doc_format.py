@@ -22,7 +22,7 @@ from pipeline.cache.receipts import (
     TokenFacts,
     VideoFailure,
 )
-from pipeline.cache.shard import ShardLayout
+from pipeline.cache.shard.format import ShardLayout
 from pipeline.config.cache_spec import FORMAT_VERSION, load_spec
 from pipeline.datasets.manifest.parts import Part, PartsIndex
 from pipeline.records import TokenShape

@@ -8,7 +8,8 @@ import os
 import numpy as np
 import pytest
 
-from pipeline.cache import shard, store
+from pipeline.cache import store
+from pipeline.cache.shard import reader as shard_reader
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.store import StoreReader, StoreWriter
 from pipeline.config.cache_spec import CacheSpec, load_spec
@@ -128,8 +129,8 @@ def test_what_is_foretold_is_what_a_reader_reads(tmp_path, monkeypatch, windows)
 
     reader.read_into("layer_11", np.arange(1), np.empty((1, 196, 384), "float16"))  # its index
     monkeypatch.setattr("os.preadv", noted)
-    monkeypatch.setattr(shard, "copy_resident", lambda *_: False)
-    monkeypatch.setattr(shard, "resident", lambda *_: None)
+    monkeypatch.setattr(shard_reader, "copy_resident", lambda *_: False)
+    monkeypatch.setattr(shard_reader, "resident", lambda *_: None)
     monkeypatch.setattr(store, "copy_mapped", lambda *_: False)
     monkeypatch.setattr(store, "mapped", lambda *_: None)
     foretold = advice(**windows).present

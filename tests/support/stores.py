@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.cache import shard, store
+from pipeline.cache import store
+from pipeline.cache.shard import reader
 from pipeline.cache.store import StoreWriter
 
 STORE = "00000.zarr"
@@ -43,8 +44,8 @@ def reads(maps: bool) -> Iterator[None]:
     """With maps, what is in memory is copied from them; without, every byte is read."""
     with pytest.MonkeyPatch.context() as patch:
         if not maps:
-            patch.setattr(shard, "copy_resident", lambda *_: False)
-            patch.setattr(shard, "resident", lambda *_: None)
+            patch.setattr(reader, "copy_resident", lambda *_: False)
+            patch.setattr(reader, "resident", lambda *_: None)
             patch.setattr(store, "copy_mapped", lambda *_: False)
             patch.setattr(store, "mapped", lambda *_: None)
         yield

@@ -16,15 +16,8 @@ import numpy as np
 
 from pipeline.cache.codecs.contract import make_codec
 from pipeline.cache.layout import SPECIAL, frames_per_shard, layer_bytes, tokens_by_array
-from pipeline.cache.shard import (
-    ALIGNMENT,
-    CRC_BYTES,
-    LEAST_GAP,
-    ShardLayout,
-    part_of_row,
-    runs_by_shard,
-    spans_of,
-)
+from pipeline.cache.shard.format import ALIGNMENT, CRC_BYTES, ShardLayout, runs_by_shard
+from pipeline.cache.shard.reader import LEAST_GAP, part_of_row, spans_of
 from pipeline.cache.storage.contract import Span
 from pipeline.cache.storage.disk_cache import BLOCK_BYTES, RUN_BLOCKS
 from pipeline.config.cache_spec import CacheSpec

@@ -22,7 +22,7 @@ import torch
 from pipeline.cache.cache import Cache
 from pipeline.cache.commit import unwritable
 from pipeline.cache.layout import bytes_per_frame
-from pipeline.cache.page_cache import evict
+from pipeline.cache.shard.page_cache import evict
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.storage.open import open_storage
 from pipeline.config.cache_spec import CacheSpec

@@ -27,7 +27,7 @@ from pipeline.cache.layout import (
     stored_name,
     tokens_by_array,
 )
-from pipeline.cache.shard import CRC_BYTES, ShardLayout
+from pipeline.cache.shard.format import CRC_BYTES, ShardLayout
 from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, CacheSpec, choice
 from pipeline.config.plugins import Settings

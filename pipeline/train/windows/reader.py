@@ -13,7 +13,7 @@ import torch
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.layout import SPECIAL, in_view, layer_name, stored_name, tokens_by_array
-from pipeline.cache.shard import aligned_empty
+from pipeline.cache.shard.format import aligned_empty
 from pipeline.cache.store import StoreReader
 from pipeline.device import Upload
 from pipeline.train.windows.index import WindowRows

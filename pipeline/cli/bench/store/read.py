@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.cache.page_cache import evict
-from pipeline.cache.shard import aligned_empty
+from pipeline.cache.shard.format import aligned_empty
+from pipeline.cache.shard.page_cache import evict
 from pipeline.cli.bench.store.readers import (
     IN_ORDER,
     MEMORY_MAP,

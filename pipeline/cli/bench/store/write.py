@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.cache.page_cache import evict
+from pipeline.cache.shard.page_cache import evict
 from pipeline.cli.bench.memory import peak_bytes
 from pipeline.cli.bench.store.read import WINDOW, random_tokens
 from pipeline.cli.bench.store.readers import BATCH_FRAMES, shard_frames, write_store

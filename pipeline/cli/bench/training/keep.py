@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from pipeline.cache.layout import layer_name
-from pipeline.cache.page_cache import evict
-from pipeline.cache.shard import Compression, aligned_empty
+from pipeline.cache.shard.format import Compression, aligned_empty
+from pipeline.cache.shard.page_cache import evict
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.store import StoreReader, StoreWriter
 from pipeline.cli.bench.timing import Tell, frozen, median_ratio, seconds_of, summary

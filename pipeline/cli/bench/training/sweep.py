@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from pipeline.cache.cache import Cache
-from pipeline.cache.page_cache import evict
+from pipeline.cache.shard.page_cache import evict
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.cli.bench.timing import Tell, summary
 from pipeline.config import plugins
