@@ -4,7 +4,7 @@ In: tokens of whole videos. Out: the rows that a reader asks for, or one sentenc
 or damaged.
 
 Read `layout` (every name on disk), `codecs/` (tokens as bytes) and `storage/` (folder or object
-store), then up from the bytes: `shard/`, `store`, `receipts`, `codec_parameters`, `cache` (what is
-there), `commit` (how it changes), `leases` (who is at which store); `corruption`, `verify` and
-`status`, which look at all of it; last `parts/`, many caches under one roof.
+store), then up from the bytes: `shard/`, `store_writer`, `store` (its reader), `receipts`,
+`codec_parameters`, `cache` (what is there), `commit` (how it changes), `leases` (who is at which
+store); `corruption`, `verify` and `status`, which look at all of it; last `parts/`.
 """

@@ -28,7 +28,7 @@ from pipeline.cache.layout import (
 )
 from pipeline.cache.receipts import Content, DamagedStretch, Receipt, VideoFailure
 from pipeline.cache.storage.local import LocalFolder
-from pipeline.cache.store import StoreWriter
+from pipeline.cache.store_writer import StoreWriter
 from pipeline.errors import StillframeError
 from pipeline.extract.reuse import ReusableCache
 from pipeline.records import Video

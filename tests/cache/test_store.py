@@ -22,7 +22,8 @@ from pipeline.cache.shard import page_cache
 from pipeline.cache.shard import reader as shard_reader
 from pipeline.cache.shard.format import ALIGNMENT, aligned_empty
 from pipeline.cache.storage.local import LocalFolder
-from pipeline.cache.store import StoreReader, StoreWriter
+from pipeline.cache.store import StoreReader
+from pipeline.cache.store_writer import StoreWriter
 from pipeline.errors import BadInput
 from pipeline.train.windows.reader import RowsToRead, read_in_turn
 from tests.support.stores import STORE, reads, values, write

@@ -11,7 +11,8 @@ import pytest
 from pipeline.cache import store
 from pipeline.cache.shard import reader as shard_reader
 from pipeline.cache.storage.local import LocalFolder
-from pipeline.cache.store import StoreReader, StoreWriter
+from pipeline.cache.store import StoreReader
+from pipeline.cache.store_writer import StoreWriter
 from pipeline.config.cache_spec import CacheSpec, load_spec
 from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.config.shipped import named_file

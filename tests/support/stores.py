@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.cache import store
 from pipeline.cache.shard import reader
-from pipeline.cache.store import StoreWriter
+from pipeline.cache.store_writer import StoreWriter
 
 STORE = "00000.zarr"
 

@@ -17,7 +17,7 @@ import torch
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.layout import bytes_per_frame, frames_per_shard, stored_name
-from pipeline.cache.store import StoreWriter
+from pipeline.cache.store_writer import StoreWriter
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.datasets.manifest.manifest import Manifest

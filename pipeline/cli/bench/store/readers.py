@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.cache.storage.local import LocalFolder
-from pipeline.cache.store import StoreReader, StoreWriter
+from pipeline.cache.store import StoreReader
+from pipeline.cache.store_writer import StoreWriter
 from pipeline.train.windows.reader import RowsToRead, read_in_turn
 
 STORE, ARRAY = "00000.zarr", "layer_11"

@@ -15,7 +15,8 @@ from pipeline.cache.layout import layer_name
 from pipeline.cache.shard.format import Compression, aligned_empty
 from pipeline.cache.shard.page_cache import evict
 from pipeline.cache.storage.local import LocalFolder
-from pipeline.cache.store import StoreReader, StoreWriter
+from pipeline.cache.store import StoreReader
+from pipeline.cache.store_writer import StoreWriter
 from pipeline.cli.bench.timing import Tell, frozen, median_ratio, seconds_of, summary
 from pipeline.cli.bench.training.steps import OptimisedStep, steps_in_turn
 from pipeline.config.recipe import Recipe
