@@ -184,10 +184,15 @@ def commit_store(cache: Cache, staged: Path, receipt: Receipt) -> None:
 
 def forget_store(cache: Cache, store: int) -> None:
     """Makes a store exist no longer, so that the next extraction redoes it."""
-    part = cache.storage
-    if part.name.isdigit() and part.parent.exists(PARTS):  # it is not finished now
-        part.parent.remove(mark_file(part.name))
-    part.remove(receipt_name(store))
+    if (parted := parted_of(cache)) is not None:  # its part is not finished now
+        parted.remove(mark_file(cache.name))
+    cache.storage.remove(receipt_name(store))
+
+
+def parted_of(cache: Cache) -> Storage | None:
+    """Where the cache in parts lies of which this is a part; None where it is none."""
+    parent = cache.storage.parent
+    return parent if cache.name.isdigit() and parent.exists(PARTS) else None
 
 
 def clear_finished(cache: Cache) -> None:

@@ -325,6 +325,12 @@ def show_parted_status(state: PartedStatus, as_json: bool) -> None:
     if state.seconds:
         steps = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in state.seconds.items())
         console.show(f"work: {steps}")
+    if state.lost:
+        console.show(
+            f"{count_text(len(state.lost), 'finished part')} gone: {console.few_text(state.lost)}; "
+            f"next: put back what was there, or remove the marks in {state.cache}/done and run "
+            "extract again"
+        )
     if state.failed_in:
         first = shlex.join(["stillframe", "status", f"{state.cache}/{state.failed_in[0]}"])
         where = f"{count_text(len(state.failed_in), 'part')} with failed videos"

@@ -28,6 +28,8 @@ from pipeline.errors import BadInput, count_text
 
 if TYPE_CHECKING:
     from pipeline.cache.cache import Cache
+    from pipeline.cache.parts.parted import PartedCache
+    from pipeline.cache.parts.verification import PartedVerification
     from pipeline.cache.verify import Verification
     from pipeline.extract.upkeep.diff import SpecDiff
     from pipeline.extract.upkeep.repair import RepairResult
@@ -80,12 +82,19 @@ def verify(
     """Compare every file of a cache with its checksum. What is damaged is named, with the frames
     and videos it hits.
 
+    A cache in parts is compared part by part, and --repair mends one part at a time.
+
     Example: stillframe verify caches/demo-0123456789ab --repair
     """
     from pipeline.cache.cache import Cache
+    from pipeline.cache.parts.chosen import is_parted
+    from pipeline.cache.parts.parted import PartedCache
     from pipeline.cache.verify import verify_cache
     from pipeline.cli import console
 
+    if is_parted(cache):
+        _verify_parts(PartedCache(cache), repair, as_json)
+        return
     opened = Cache(cache)
     begin = time.monotonic()
     with console.progress("verify") as update:
@@ -114,6 +123,67 @@ def verify(
     elif repaired:
         _show_repair(repaired)
     _end_of_verify(verification, repaired)
+
+
+def _verify_parts(cache: PartedCache, repair: bool, as_json: bool) -> None:
+    """`verify` of a cache in parts: a line for each that is damaged. Exit code 2 where one is."""
+    from pipeline.cache.parts.verification import verify_parts
+    from pipeline.cli import console
+    from pipeline.datasets.manifest.parts import part_name
+
+    if repair:
+        raise BadInput(
+            f"{cache} is a cache in parts, and --repair mends one part at a time",
+            f"see which are damaged: stillframe verify {cache}; then: stillframe verify "
+            f"{cache}/{part_name(0)} --repair",
+        )
+    with console.progress("verify") as update:
+        found = verify_parts(cache, lambda done, total: update(done, total, "parts"))
+    if as_json:
+        console.show_json(
+            {
+                "cache": str(cache),
+                "parts": {"planned": len(cache), "begun": found.begun, "checked": found.parts},
+                "stores_checked": found.checked,
+                "stores_missing": found.missing,
+                "problems": [bad.model_dump() for bad in found.bad],
+                "left_over": found.orphans,
+            }
+        )
+    else:
+        _show_parts_verification(found)
+    if found.bad:
+        parts = count_text(len(found.bad), "part")
+        raise BadInput(
+            f"{cache} is damaged in {parts}: {console.few_text([bad.part for bad in found.bad])}",
+            f"part by part: {found.bad[0].next_step}",
+        )
+
+
+def _show_parts_verification(found: PartedVerification) -> None:
+    from pipeline.cli import console
+
+    for bad in found.bad:
+        console.show(bad.text)
+    if not found.bad:
+        console.show(
+            f"{found.cache}: {count_text(found.parts, 'part')}, "
+            f"{count_text(found.checked, 'store')}, every checksum holds"
+        )
+    _show_orphans(found.orphans)
+    if found.missing or found.begun < len(found.cache):
+        console.show(
+            f"{len(found.cache) - found.begun} of {len(found.cache)} parts not begun, "
+            f"{count_text(found.missing, 'store')} of the others not extracted yet: run extract "
+            "again"
+        )
+
+
+def _show_orphans(orphans: dict[str, str]) -> None:
+    from pipeline.cli import console
+
+    if orphans:
+        console.show_table("left over, read by nobody", ("what", "why"), list(orphans.items()))
 
 
 def _repair(
@@ -176,10 +246,7 @@ def _show_verification(verification: Verification) -> None:
         console.show(f"{cache}: {count_text(verification.checked, 'store')}, every checksum holds")
     if cache.unvouched:
         console.say(cache.unvouched)
-    if verification.orphans:
-        console.show_table(
-            "left over, read by nobody", ("what", "why"), list(verification.orphans.items())
-        )
+    _show_orphans(verification.orphans)
     if verification.missing:
         step = (
             "derived yet: run derive" if cache.header.derived_from else "extracted yet: run extract"

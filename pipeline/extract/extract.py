@@ -21,6 +21,7 @@ from pipeline.cache.commit import (
 )
 from pipeline.cache.layout import HEADER_FILE, bytes_per_frame, frames_per_store
 from pipeline.cache.leases import Leases
+from pipeline.cache.parts.parted import require_alike
 from pipeline.cache.receipts import Header, TokenFacts
 from pipeline.cache.storage.contract import Storage
 from pipeline.cache.storage.open import open_storage
@@ -243,7 +244,7 @@ def create_or_open(
     """The cache of a spec over a manifest in `out`; planned, fitted and created if it is not there
     yet. `how.say` is told of videos that its codec could not be fitted to, and where the cache lies
     if its place was taken by another data set; it is called `name`, if one is given, and nothing
-    else. Raises BadInput where the manifest has changed."""
+    else. Raises BadInput where the manifest has changed, or what lies there is of another spec."""
     of_codec = fitted_to(make_codec(cache_spec.codec), manifest.digest)
     digits = fingerprint(cache_spec, encoder.identity, probe.decoder_identity(), of_codec)
     folder = open_storage(out)
@@ -251,7 +252,9 @@ def create_or_open(
     while True:
         storage = find_place(folder, names, manifest)
         if storage.exists(HEADER_FILE):
-            return Cache(storage)
+            cache = Cache(storage)
+            require_alike(cache, digits)
+            return cache
         try:
             with Leases(storage) as leases, leases.alone("plan"):
                 if not storage.exists(HEADER_FILE):

@@ -343,6 +343,7 @@ def test_commands_take_parts_or_say_in_one_line_what_to_do(place, tmp_path):
     assert fine("status", cache, "--json").json == facts
     assert call("status", cache).out.startswith(f"{cache}: 3 of 3 parts, 0 begun, ")
     fine("verify", cache / "00001")
+    assert fine("verify", cache).out == f"{cache}: 3 parts, 3 stores, every checksum holds\n"
     call("manifest", "select", data, "--share", "1", "--out", tmp_path / "all")
     of_all = fine("status", cache, "--manifest", tmp_path / "all", "--json").json
     assert of_all["videos"] == {"planned": 6, "stored": 6, "failed": 0}
@@ -358,7 +359,7 @@ def test_commands_take_parts_or_say_in_one_line_what_to_do(place, tmp_path):
         (("plan", place.spec, data, place.recipe), whole),
         (("extract", place.spec, data, "--dry-run"), f"take one of its 3 parts, as {data}/00000"),
         (("extract", place.spec, place.spec, data), "extract one spec after the other"),
-        (("verify", cache), of_one),
+        (("verify", cache, "--repair"), f"stillframe verify {cache}/00000 --repair"),
         (("derive", cache, "--set", "codec.name=int8"), of_one),
         (("export-features", cache, "--out", tmp_path / "none"), of_one),
     ):

@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.cache.cache import Cache
 from pipeline.cache.corruption import OTHER_BORDERS, has_other_borders
 from pipeline.cache.layout import receipt_name, store_name
-from pipeline.cache.parts.parted import PartedCache
+from pipeline.cache.parts.parted import PartedCache, require_alike
 from pipeline.cache.receipts import Header, Receipt
 from pipeline.cache.storage.contract import Storage
 from pipeline.cache.storage.open import open_storage
@@ -39,7 +39,7 @@ class ChosenStores(Cache):
         for number in filter(parted.has_part, parted.begun()):
             part = parted.part(number)
             first = first or part.header
-            _require_alike(part, first)
+            require_alike(part, first.fingerprint)
             stores = {
                 store: {video_id: videos[video_id] for video_id in videos if video_id in wanted}
                 for store, videos in part.plan.items()
@@ -105,13 +105,6 @@ def open_cache(address: Path | str, manifest: Manifest | None) -> Cache:
             "NEW",
         )
     return ChosenStores(PartedCache(storage), manifest)
-
-
-def _require_alike(part: Cache, first: Header) -> None:
-    if part.fingerprint != first.fingerprint:
-        raise BadInput(
-            f"{part} has fingerprint {part.fingerprint}, the parts before it {first.fingerprint}"
-        )
 
 
 def _of_videos(part: Cache, receipt: Receipt, videos: dict[str, int], store: int) -> Receipt:

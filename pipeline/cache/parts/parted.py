@@ -131,3 +131,13 @@ class PartedCache:
     def _numbers(self, names: list[str], suffix: str) -> list[int]:
         known = {f"{part_name(number)}{suffix}": number for number in range(len(self))}
         return [known[name] for name in names if name in known]
+
+
+def require_alike(cache: Cache, fingerprint: str) -> None:
+    """Refuses a cache that is of another spec than what lies around it. Raises BadInput."""
+    if cache.fingerprint != fingerprint:
+        raise BadInput(
+            f"{cache} is of another spec than wanted here: its fingerprint is {cache.fingerprint}, "
+            f"wanted {fingerprint}",
+            f"move {cache} away, and run extract again",
+        )

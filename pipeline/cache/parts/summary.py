@@ -35,6 +35,8 @@ class PartedStatus(Settings):
 
     cache: str
     parts: PartCounts
+    lost: list[str]
+    """Parts that were finished, and are gone."""
     stores: int
     """Finished stores of all parts."""
     videos: int
@@ -63,6 +65,7 @@ def parted_status(cache: PartedCache) -> PartedStatus:
     other. Raises BadInput where one is damaged."""
     finished = cache.finished()
     begun = cache.begun()
+    lost = [part_name(number) for number in sorted({*finished} - {*begun})]
     totals: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
     covered: Counter[str] = Counter()
@@ -80,7 +83,8 @@ def parted_status(cache: PartedCache) -> PartedStatus:
     per_video = totals["frames"] / max(1, done_videos)
     return PartedStatus(
         cache=str(cache),
-        parts=PartCounts(planned=len(cache), begun=len(begun), done=len(finished)),
+        parts=PartCounts(planned=len(cache), begun=len(begun) + len(lost), done=len(finished)),
+        lost=lost,
         stores=totals["stores"],
         videos=cache.index.videos,
         stored=totals["videos"],

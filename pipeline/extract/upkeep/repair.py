@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 
 from pipeline.cache.cache import Cache, neighbours
-from pipeline.cache.commit import forget_store, unwritable
+from pipeline.cache.commit import forget_store, parted_of, unwritable
 from pipeline.cache.corruption import check_store
 from pipeline.cache.layout import lease_file, store_name
 from pipeline.cache.leases import Leases
+from pipeline.cache.parts.parted import PartedCache
 from pipeline.cache.receipts import Receipt
 from pipeline.cache.storage.local import PARTIAL
 from pipeline.cache.verify import Verification, advice, verify_cache
@@ -83,6 +84,8 @@ def repair(
     except OSError as error:
         raise unwritable(cache, error) from error
     repaired = Cache(cache.storage)
+    if (parted := parted_of(repaired)) is not None and not repaired.missing_stores():
+        PartedCache(parted).mark(int(repaired.name))
     receipts = {store: repaired.receipt(store) for store in redo}
     return RepairResult(
         stores=redo,
