@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,15 @@ class Uploads:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self._stream = device, side_stream(device)
+
+    def made(self, make: Callable[[], torch.Tensor]) -> Upload:
+        """What `make` puts on the device itself: on CUDA on the stream of the copies."""
+        import torch
+
+        if self._stream is None:
+            return Upload(make(), None)
+        with torch.cuda.stream(self._stream):
+            return Upload(make(), self._stream.record_event())
 
     def start(self, array: np.ndarray) -> Upload:
         """Begins to send an array, which on CUDA may be changed when this returns."""

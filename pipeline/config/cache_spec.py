@@ -32,6 +32,8 @@ ARRAY = re.compile(r"special|layer_|time_s|affine|video_")
 """Beginnings of the names in a store that are no view's."""
 DEFAULT_CODEC = "float16"
 """The codec of a spec that names none."""
+DEFAULT_DECODER = "pyav"
+"""The decoder of a spec that names none."""
 SMALLEST_CROP = 0.1
 """Side of a view's crop, of the square: less would be made of too few pixels."""
 
@@ -110,6 +112,10 @@ class FrameSettings(Settings):
     """What becomes of frames that are damaged, or rest on damage. list: they are left out, and
     their video is listed with which they are and why; keep: they are cached as the decoder shows
     them, and the receipt says which they are."""
+    decoder: Literal["pyav", "torchcodec"] = "pyav"
+    """What decodes videos. pyav: libav, in processes that are watched, on the CPU; torchcodec:
+    torchcodec, on the device of the encoder and in the process that encodes, unwatched. It knows of
+    no damaged frames, and some videos are refused (`pip install 'stillframe[torchcodec]'`)."""
 
     uneven: Literal["warn", "refuse"] = "warn"
     """What extraction and plan do where the rate of a video is no whole multiple of fps, so that
@@ -146,8 +152,10 @@ class FrameSettings(Settings):
         return self.rate if self.rate is None or self.sampling == "time" else Stride(self.rate)
 
     def canonical(self) -> dict[str, Any]:
-        """As plain JSON, defaults filled in; `every` if it is not 1, and `uneven` never."""
-        left_out = {"uneven"} if self.every > 1 else {"uneven", "every"}
+        """As plain JSON, defaults filled in; `every` if it is not 1, `decoder` if it is not the
+        default, and `uneven` never."""
+        are_default = {"every": self.every == 1, "decoder": self.decoder == DEFAULT_DECODER}
+        left_out = {"uneven"} | {key for key, is_default in are_default.items() if is_default}
         return self.model_dump(mode="json", exclude=left_out)
 
 

@@ -155,13 +155,16 @@ class Extraction:
             jobs.close()
 
     def _video_jobs(self, unit: WorkUnit) -> Iterator[VideoJob]:
-        """Every video of a unit once, in the manifest's order, with the stores that want it."""
-        stores: dict[str, WorkUnit] = {}
+        """Every video of a unit once for each of the decoders of its stores, in the manifest's
+        order, with the stores that want it."""
+        stores: dict[tuple[str, str], WorkUnit] = {}
         for target in unit:
+            decoder = target.cache.cache_spec.frames.decoder
             for video_id in target.cache.plan[target.store]:
-                stores.setdefault(video_id, []).append(target)
-        for video_id in sorted(stores, key=lambda video_id: self.videos[video_id][0]):
-            yield VideoJob(self.videos[video_id][1], stores[video_id], Channel(1, self.stop))
+                stores.setdefault((video_id, decoder), []).append(target)
+        for key in sorted(stores, key=lambda key: self.videos[key[0]][0]):
+            video, channel = self.videos[key[0]][1], Channel[ReadBlock](1, self.stop)
+            yield VideoJob(video, stores[key], key[1], channel)
 
     def _decode_one(self, job: VideoJob, readers: queue.SimpleQueue[FrameReader]) -> None:
         reader = readers.get()
@@ -169,7 +172,7 @@ class Extraction:
         video, counted = job.video, FrameCounts()
         lost: Exception | None = None
         try:
-            blocks = reader.blocks(video, rates, counted)
+            blocks = reader.blocks(video, rates, counted, job.decoder)
             while True:
                 with self.progress.timed("decode"):
                     block = next(blocks, None)
@@ -339,6 +342,8 @@ class VideoJob:
 
     video: Video
     stores: WorkUnit
+    decoder: str
+    """That of all of these stores."""
     blocks: Channel[ReadBlock]
     """Decoded frames, in order. Closed with an error where the machine is at fault and not the
     video. One block fits: the decoder is ahead by itself."""

@@ -38,6 +38,7 @@ from pipeline.models.encoders.contract import EncoderPlugin, make_encoder, settl
 from pipeline.records import TokenShape, Video
 from pipeline.video import probe
 from pipeline.video.even_rates import rates_of, uneven_text
+from pipeline.video.on_device import identity_of_decoder
 
 log = logging.getLogger(__name__)
 
@@ -246,7 +247,8 @@ def create_or_open(
     if its place was taken by another data set; it is called `name`, if one is given, and nothing
     else. Raises BadInput where the manifest has changed, or what lies there is of another spec."""
     of_codec = fitted_to(make_codec(cache_spec.codec), manifest.digest)
-    digits = fingerprint(cache_spec, encoder.identity, probe.decoder_identity(), of_codec)
+    decoder = identity_of_decoder(cache_spec.frames.decoder, how.here)
+    digits = fingerprint(cache_spec, encoder.identity, decoder, of_codec)
     folder = open_storage(out)
     names = [name] if name else cache_names(cache_spec.name, digits, manifest.folder.name, manifest)
     while True:
@@ -287,7 +289,7 @@ def _create(
         fingerprint=digits,
         spec=cache_spec.canonical(),
         encoder=encoder.identity,
-        decoder=probe.decoder_identity(),
+        decoder=identity_of_decoder(cache_spec.frames.decoder, how.here),
         tokens=TokenFacts(
             width=shape.width,
             grid_hw=shape.grid_hw,

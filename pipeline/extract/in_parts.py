@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.cache.cache import Cache
 from pipeline.cache.codecs.contract import FittedCodec, make_codec
 from pipeline.cache.commit import cache_names, forget_store, unwritable
@@ -28,7 +30,7 @@ from pipeline.extract.launchers.contract import run_until_done
 from pipeline.extract.progress import Progress
 from pipeline.extract.worker import all_over, fill
 from pipeline.models.encoders.contract import EncoderPlugin, make_encoder
-from pipeline.video import probe
+from pipeline.video.on_device import identity_of_decoder
 
 
 class PartsJob(DecodingJob):
@@ -73,7 +75,7 @@ def extract_parts(
             "choose another codec, or extract the parts one by one, each into an --out of its own",
         )
     encoder = make_encoder(spec, how.here)
-    cache = open_parts(spec, manifest, out, encoder)
+    cache = open_parts(spec, manifest, out, encoder, how.here)
     if how.retry_failed:
         _forget_failed(cache)
     if how.engine is None:
@@ -140,11 +142,16 @@ def unfinished(cache: PartedCache, index: int) -> Iterator[int]:
 
 
 def open_parts(
-    spec: CacheSpec, manifest: PartedManifest, out: Path | str, encoder: EncoderPlugin
+    spec: CacheSpec,
+    manifest: PartedManifest,
+    out: Path | str,
+    encoder: EncoderPlugin,
+    device: torch.device,
 ) -> PartedCache:
     """The cache in parts of a spec over a manifest in `out`, with its index and perhaps no part
     yet, under the first of its names that is its own or free."""
-    digits = fingerprint(spec, encoder.identity, probe.decoder_identity(), None)
+    decoder = identity_of_decoder(spec.frames.decoder, device)
+    digits = fingerprint(spec, encoder.identity, decoder, None)
     names = cache_names(spec.name, digits, manifest.folder.name, manifest)
     index = (manifest.folder / PARTS).read_bytes()
     for storage in map(open_storage(out).below, names):

@@ -26,7 +26,7 @@ from pipeline.extract.progress import Progress
 from pipeline.extract.reuse import ReusableCache, reusable_caches
 from pipeline.models.encoders.contract import EncoderPlugin, make_encoder, without_network
 from pipeline.records import Video
-from pipeline.video import probe
+from pipeline.video.on_device import identity_of_decoder
 
 
 class ExtractionJob(DecodingJob):
@@ -162,10 +162,10 @@ def load_encoder(
             "weights or configuration differ",
             "give every worker the same files, or extract again",
         )
-    if probe.decoder_identity() != cache.header.decoder:
+    decoder = identity_of_decoder(cache.cache_spec.frames.decoder, device)
+    if decoder != cache.header.decoder:
         raise BadInput(
-            f"the decoder here is {probe.decoder_identity()}, {cache} was begun with "
-            f"{cache.header.decoder}",
-            "give every worker the same version of PyAV, or extract again",
+            f"the decoder here is {decoder}, {cache} was begun with {cache.header.decoder}",
+            "give every worker the same one, or extract again",
         )
     return encoder

@@ -16,12 +16,13 @@ from typing import NamedTuple, Self
 import numpy as np
 import torch
 
-from pipeline.config.cache_spec import BASE, FrameSettings, View
+from pipeline.config.cache_spec import BASE, DEFAULT_DECODER, FrameSettings, View
 from pipeline.device import Uploads
 from pipeline.errors import BadInput, BadVideo
 from pipeline.records import Rate, Step, Video
 from pipeline.video.frame_counts import FrameCounts
 from pipeline.video.isolated.sandbox import DecodeLimits, Decoder
+from pipeline.video.on_device import decode_on_device
 from pipeline.video.sampling import StreamClock
 from pipeline.video.transforms import FrameTransforms
 
@@ -85,12 +86,22 @@ class FrameReader:
         self.decoder.close()
 
     def blocks(
-        self, video: Video, rates: Sequence[Rate], counted: FrameCounts | None = None
+        self,
+        video: Video,
+        rates: Sequence[Rate],
+        counted: FrameCounts | None = None,
+        decoder: str = DEFAULT_DECODER,
     ) -> Iterator[ReadBlock]:
         """Decodes a video once for several rates. Frames are sent to the device right away, and not
         resized before that is asked for, so that another thread can do it. `counted` is filled at
-        the end."""
+        the end. `decoder`: as a spec names it; torchcodec decodes in this process."""
         path = self.root / video.source
+        if decoder != DEFAULT_DECODER:
+            for part in decode_on_device(path, rates, self.uploads, counted or FrameCounts()):
+                of_rate = dict(zip(rates, part.kept_RF, strict=True))
+                none_F = np.zeros(len(part.frames.time_s), bool)
+                yield ReadBlock(FrameTransforms(part.frames, self.uploads), of_rate, none_F)
+            return
         for block in self.decoder.decode(path, rates, video.image_fps, counted):
             kept = dict(zip(rates, block.kept_RF, strict=True))
             yield ReadBlock(FrameTransforms(block.frames, self.uploads), kept, block.damaged_F)
@@ -105,7 +116,7 @@ class FrameReader:
         """The frames `numbers`, ascending, of those that a cache of these settings holds, counted
         from the first; decodes up to the last of them."""
         first = 0
-        for block in self.blocks(video, [settings.kept]):
+        for block in self.blocks(video, [settings.kept], decoder=settings.decoder):
             kept = np.flatnonzero(block.wanted(settings))
             inside = kept[numbers[(numbers >= first) & (numbers < first + len(kept))] - first]
             if len(inside):

@@ -139,7 +139,7 @@ def upright_rgb(picture: Picture, converter: VideoReformatter) -> tuple[np.ndarr
     plane = rgb.planes[0]
     rows = np.frombuffer(cast(Any, plane), np.uint8).reshape(rgb.height, plane.line_size)
     pixels_HWC = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
-    a, b, c, d = _display_matrix(picture.frame)
+    a, b, c, d = display_matrix(picture.frame)
     pixel_aspect = picture.pixel_aspect
     if abs(b) + abs(c) > abs(a) + abs(d):
         pixels_HWC, a, d = pixels_HWC.swapaxes(0, 1), c, b
@@ -147,7 +147,7 @@ def upright_rgb(picture: Picture, converter: VideoReformatter) -> tuple[np.ndarr
     return pixels_HWC[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1], pixel_aspect
 
 
-def _display_matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
+def display_matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
     """(a, b, c, d): what is stored at (x, y) is shown at (a x + c y, b x + d y); ISO/IEC 14496-12,
     6.2.2."""
     try:

@@ -4,14 +4,14 @@ comes from."""
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from pipeline.config.cache_spec import FrameSettings, View
-from pipeline.device import Uploads
+from pipeline.device import Upload, Uploads
 from pipeline.records import Frames
 
 LONGEST, LONGEST_PUBLISHED = 2, 16
@@ -19,15 +19,30 @@ LONGEST, LONGEST_PUBLISHED = 2, 16
 where the released code of the paper, which resizes all of it, is to be met to the pixel."""
 
 
+class SentFrames(NamedTuple):
+    """`Frames` that lie on a device, or will."""
+
+    pixels: Upload
+    time_s: np.ndarray
+    pixel_aspect: float = 1.0
+
+
 class FrameTransforms:
     """The squares that encoders see of some frames: one that several of them see is made once."""
 
-    def __init__(self, frames: Frames, uploads: Uploads) -> None:
+    def __init__(self, frames: Frames | SentFrames, uploads: Uploads) -> None:
         """The frames are on their way to the device of `uploads` from here on."""
         self.frames = frames
-        self._sent = uploads.start(frames.pixels_FHWC)
+        self._sent = (
+            frames.pixels if isinstance(frames, SentFrames) else uploads.start(frames.pixels_FHWC)
+        )
         self._pixels: dict[bytes, torch.Tensor] = {}
         self._squares: dict[tuple[Any, ...], tuple[torch.Tensor, np.ndarray]] = {}
+
+    @property
+    def frame_bytes(self) -> int:
+        """Of one decoded frame."""
+        return self._sent.tensor[0].numel()
 
     def squares(
         self, settings: FrameSettings, mask: np.ndarray, view: View | None

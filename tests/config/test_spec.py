@@ -233,6 +233,16 @@ def test_fingerprint_changes_with_every_meaning_and_with_nothing_else():
     assert len(changed) == 7 and base not in changed
 
 
+def test_a_spec_that_names_no_decoder_has_the_fingerprint_of_before_there_was_a_choice():
+    plain = address_spec()
+    assert fingerprint(plain, {"weights": "a"}, "pyav 1") == "4cd7e1432901"
+    said = address_spec(frames={**plain.frames.canonical(), "decoder": "pyav"})
+    assert said.canonical() == plain.canonical() and "decoder" not in plain.canonical()["frames"]
+    other = address_spec(frames={**plain.frames.canonical(), "decoder": "torchcodec"})
+    assert other.canonical()["frames"]["decoder"] == "torchcodec"
+    assert fingerprint(other, {"weights": "a"}, "pyav 1") != "4cd7e1432901"
+
+
 def test_derived_values():
     spec = address_spec()
     shape = token_shape(spec)

@@ -79,6 +79,7 @@ ELSEWHERE = (
     "data/parts",
     "/00017",
     "hundredth",
+    "torchcodec",
 )
 """Lines that need a cluster, an object store, a released file, a published data set, or what another page makes. They have tests of their own."""
 

@@ -224,7 +224,7 @@ def test_a_worker_reads_no_other_part_than_it_is_at(parts, tmp_path):
     for number in (0, 1):
         shutil.rmtree(data / part_name(number))
     manifest, encoder = PartedManifest.load(data), make_encoder(spec, CPU)
-    cache = open_parts(spec, manifest, tmp_path / "out", encoder)
+    cache = open_parts(spec, manifest, tmp_path / "out", encoder, CPU)
     work = PartsExtraction(cache, manifest, spec, encoder, HERE)
     with pytest.raises(BadInput, match="00000 is no manifest"):
         work.fill(1)

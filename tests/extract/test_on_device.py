@@ -9,17 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from support.media import encode as encode_video
 from support.on_device import CPU, differ
 from support.views import vit_spec
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.layout import layer_name, stored_name
+from pipeline.datasets.manifest import manifest
+from pipeline.errors import BadInput
 from pipeline.extract import encode, extract
 from pipeline.extract.execution import Execution
 from pipeline.extract.progress import Progress
 from pipeline.extract.upkeep.spot_check import spot_check
 from pipeline.models.encoders.contract import make_encoder
 from pipeline.records import Tokens
+from pipeline.video.on_device import identity_of_decoder
 from pipeline.video.reader import FrameReader
 
 SQUARES_DIFFER = 0.1
@@ -97,3 +102,42 @@ def test_overlapping_changes_no_byte_of_a_store(built, tmp_path, device):
             kept = np.empty((cache.receipts[store].frames, *shape), dtype)
             cache.reader(store).read_into(stored, np.arange(len(kept)), kept)
             np.testing.assert_array_equal(kept, np.concatenate(arrays_F))
+
+
+def waves(path: Path, **options: int) -> None:
+    """A video of colours that flow, which decoders and devices round alike but for a level or so."""
+    y, x = np.mgrid[:128, :160]
+    frames = []
+    for number in range(24):
+        phases = [x / 30 + number / 4, y / 25 - number / 5, (x + y) / 40 + number / 6]
+        frames.append((127.5 + 100 * np.sin(np.stack(phases, -1))).astype(np.uint8))
+    encode_video(path, frames, rate=12, options={"crf": "10"}, **options)
+
+
+@pytest.mark.cuda
+def test_tokens_of_frames_decoded_on_the_device_are_those_of_the_cpu(
+    tmp_path, device, record_property
+):
+    try:
+        identity_of_decoder("torchcodec", device)
+    except BadInput as error:
+        pytest.skip(error.with_hint)
+    folder = tmp_path / "videos" / "a"
+    folder.mkdir(parents=True)
+    waves(folder / "plain.mp4")
+    waves(folder / "turned.mp4", rotation=90)
+    videos = manifest.build("folder", tmp_path / "videos", tmp_path / "data", {})
+    frames = {"size_px": 32, "fps": 4, "decoder": "torchcodec"}
+    here = extract.extract(vit_spec([0, 2]), videos, tmp_path / "cpu", CPU)
+    there = extract.extract(vit_spec([0, 2], frames=frames), videos, tmp_path / "there", device, 2)
+    assert there.header.decoder.endswith(f" {device.type}")
+    assert not there.failures and there.locations == here.locations
+    least = min(
+        float(
+            F.cosine_similarity(rows_of(there, store, name), rows_of(here, store, name), -1).min()
+        )
+        for store in range(len(here.plan))
+        for name in map(layer_name, (0, 2))
+    )
+    record_property("least cosine", least)
+    assert least > 0.99

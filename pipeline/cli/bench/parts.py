@@ -76,7 +76,10 @@ def _measured(
     few_ms, all_ms = spent.core_ms.pop("few"), spent.core_ms.pop("all")
     decode_ms = (all_ms - few_ms) / (frames - few)
     with FrameReader(videos.root, device) as reader:
-        blocks = [next(reader.blocks(video, [spec.frames.kept])) for video in videos.videos]
+        blocks = [
+            next(reader.blocks(video, [spec.frames.kept], decoder=spec.frames.decoder))
+            for video in videos.videos
+        ]
     with spent.on("resize"):
         squares = torch.cat([_square(block, spec) for block in blocks])
     batch_NCHW = squares[: spec.store.batch_frames]
@@ -110,9 +113,7 @@ def _measured(
         | {part: spent.core_ms[part] / count for part, count in counts.items()},
         writer_core_ms=1000 * writer_s / stored,
         start_core_ms=few_ms - decode_ms * few,
-        source_bytes=int(
-            np.mean([block.transforms.frames.pixels_FHWC[0].size for block in blocks])
-        ),
+        source_bytes=int(np.mean([block.transforms.frame_bytes for block in blocks])),
         stored_bytes=bytes_per_frame(spec, cache.shape),
         flops=plugin.flops(spec.encoder.settings, spec.frames.size_px),
     )
@@ -145,7 +146,7 @@ def _read(videos: Manifest, spec: CacheSpec, device: torch.device, only: int | N
         return sum(
             len(block.time_s)
             for video in islice(videos.videos, only)
-            for block in reader.blocks(video, [spec.frames.kept])
+            for block in reader.blocks(video, [spec.frames.kept], decoder=spec.frames.decoder)
         )
 
 

@@ -23,7 +23,7 @@ from pipeline.errors import BadInput
 from pipeline.extract.derive import require_derivable
 from pipeline.extract.extract import preview
 from pipeline.models.encoders.contract import AUTO, make_encoder, settle, token_shape
-from pipeline.video import probe
+from pipeline.video.on_device import identity_of_decoder
 
 Verdict = Literal["same", "derivable", "new layers", "everything", "not known"]
 
@@ -63,7 +63,7 @@ def compare_spec(spec: CacheSpec, cache: Cache) -> SpecDiff:
     digits = None
     if identity is not None:
         of_codec = fitted_to(make_codec(spec.codec), cache.header.manifest)
-        digits = fingerprint(spec, identity, probe.decoder_identity(), of_codec)
+        digits = fingerprint(spec, identity, _decoder(spec), of_codec)
     fields = [field for field, _, _ in differ]
     layers, held = set(spec.encoder.settings.layers), set(cache.shape.layers)
     command, why_not = _derivation(spec, cache, differ)
@@ -100,6 +100,10 @@ def _settled_as(spec: CacheSpec, cache: Cache) -> CacheSpec:
     return settle(spec.model_copy(update={"encoder": encoder}), chosen(None))
 
 
+def _decoder(spec: CacheSpec) -> str:
+    return identity_of_decoder(spec.frames.decoder, chosen(None))
+
+
 def _identity(spec: CacheSpec) -> tuple[dict[str, Any] | None, str]:
     """The encoder's identity, or why it cannot be had."""
     try:
@@ -119,7 +123,7 @@ def _differ(spec: CacheSpec, cache: Cache, identity: dict[str, Any] | None) -> I
             encoder_meaning(table["encoder"], encoder_identity)
             for table, encoder_identity in ((ours, identity), (theirs, header.encoder))
         )
-    ours |= {"decoder": probe.decoder_identity(), "format_version": FORMAT_VERSION}
+    ours |= {"decoder": _decoder(spec), "format_version": FORMAT_VERSION}
     theirs |= {
         "decoder": header.decoder,
         "format_version": header.format_version,

@@ -117,7 +117,7 @@ class FrameEncoder:
         video, size = Video(path.name, path.name, image_fps), self.spec.store.batch_frames
         held: list[tuple[torch.Tensor, float, np.ndarray]] = []
         with FrameReader(path.parent, self.device) as reader:
-            for block in reader.blocks(video, [settings.kept], counted):
+            for block in reader.blocks(video, [settings.kept], counted, settings.decoder):
                 mask_F = block.wanted(settings)
                 if not mask_F.any():
                     continue

@@ -34,7 +34,7 @@ from pipeline.models.video_model import VideoModel
 from pipeline.train.run import RUN_FORMAT, CacheFacts, Run, RunHeader, tool_versions
 from pipeline.train.weights.pickled import StoredTensor
 from pipeline.train.weights.torch_file import TorchFile
-from pipeline.video import probe
+from pipeline.video.on_device import identity_of_decoder
 
 PARTS = {"encoder.interm_mlps.": "mixer.", "sequential_core.": "temporal."}
 LEFT_OUT = ("loss_fn.",)
@@ -307,8 +307,9 @@ def _header(
         facts, spec, encoder = CacheFacts.of(source), source.spec, source.header.encoder
         address = source.storage.address
     else:
-        encoder = make_encoder(source, torch.device("cpu")).identity
-        digits = fingerprint(source, encoder, probe.decoder_identity())
+        device = torch.device("cpu")
+        encoder = make_encoder(source, device).identity
+        digits = fingerprint(source, encoder, identity_of_decoder(source.frames.decoder, device))
         facts = CacheFacts(
             name=f"{source.name}-{digits}", fingerprint=digits, codec=source.codec.name
         )

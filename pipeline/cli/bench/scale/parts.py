@@ -86,7 +86,7 @@ def start_over(root: Path) -> list[Start]:
     def claim() -> None:
         """From nothing to the first store that is claimed, as `fill_parts` begins."""
         manifest = PartedManifest.load(data)
-        cache = in_parts.open_parts(spec, manifest, caches, encoder)
+        cache = in_parts.open_parts(spec, manifest, caches, encoder, CPU)
         work = in_parts.PartsExtraction(cache, manifest, spec, encoder, Execution(CPU))
         number = next(in_parts.unfinished(cache, 0))
         part = work.open_part(number, manifest.part(number))
@@ -96,7 +96,7 @@ def start_over(root: Path) -> list[Start]:
 
     timed("a worker begins", claim)
     manifest = PartedManifest.load(data)
-    cache = in_parts.open_parts(spec, manifest, caches, encoder)
+    cache = in_parts.open_parts(spec, manifest, caches, encoder, CPU)
     _pretend_half(in_parts.PartsExtraction(cache, manifest, spec, encoder, Execution(CPU)))
     timed("a worker resumes", claim)
     timed("status", lambda: parted_status(PartedCache(cache.storage)))
