@@ -21,7 +21,7 @@ from pipeline.datasets import world
 from pipeline.datasets.formats import annotations
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.checks import check_clips
-from pipeline.datasets.manifest.jsonl import from_lines, to_line
+from pipeline.datasets.manifest.jsonl import from_lines, is_of, to_line
 from pipeline.datasets.manifest.manifest import Manifest, build
 from pipeline.datasets.synthetic import plane
 from pipeline.errors import BadInput, StillframeError
@@ -406,6 +406,18 @@ CLIPS = st.builds(
 @given(st.lists(CLIPS))
 def test_lines_come_back_as_clips(clips: list[Clip]) -> None:
     assert from_lines([to_line(clip).rstrip("\n") for clip in clips], "x") == tuple(clips)
+
+
+@given(st.lists(CLIPS, min_size=1), st.data())
+def test_lines_of_some_videos_are_told_by_their_ids_alone(clips: list[Clip], data) -> None:
+    """Also where these have quotes, backslashes or bytes that are no UTF-8."""
+    ids = data.draw(st.sets(st.sampled_from([clip.video_id for clip in clips])))
+    lines = [to_line(clip).rstrip("\n") for clip in clips]
+    some = from_lines(lines, "x", wanted=ids.__contains__)
+    assert some == tuple(clip for clip in clips if clip.video_id in ids)
+    facts = [json.dumps({"video_id": clip.video_id, "fps": 1.0}) for clip in clips]
+    of_ids = [is_of(line, ids.__contains__) for line in facts]
+    assert of_ids == [clip.video_id in ids for clip in clips]
 
 
 GOOD, NEXT = json.dumps(LINE), json.dumps({**LINE, "clip_id": "b"})

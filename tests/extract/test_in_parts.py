@@ -154,8 +154,17 @@ def test_damage_of_one_part_is_found_when_it_is_read(parts, tmp_path, file):
     damaged.write_bytes(damaged.read_bytes().replace(b"v2", b"v9"))
     again = PartedManifest.load(data)
     assert again.part(0).facts and again.part(2).facts
-    with pytest.raises(BadInput, match=rf"00001/{file} was edited after it was built"):
-        _ = again.part(1).facts
+    for wanted in (None, "b/v3.mp4".__eq__):  # which is not the one that was damaged
+        with pytest.raises(BadInput, match=rf"00001/{file} was edited after it was built"):
+            _ = again.part(1, wanted).facts
+
+
+def test_a_part_of_some_videos_has_their_clips_and_headers_alone(parts):
+    whole, some = parts.part(1), parts.part(1, "b/v3.mp4".__eq__)
+    assert [clip.video_id for clip in some.clips] == ["b/v3.mp4"]
+    assert some.facts == {"b/v3.mp4": whole.facts["b/v3.mp4"]}
+    assert (some.digest, some.labels) == (whole.digest, whole.labels)
+    assert parts.part(1, "".__eq__).clips == ()
 
 
 def test_another_part_in_its_place_and_a_damaged_index_are_found(parts, tmp_path):
@@ -215,6 +224,22 @@ def test_what_is_not_chosen_is_not_held(built, parted, tmp_path):
     assert {store // STORES_OF_A_PART for store in cache.plan} == {1}
     (receipt,) = cache.receipts.values()
     assert receipt.videos.keys() == receipt.content.keys() == {"b/v3.mp4"}
+
+
+def test_plans_are_read_until_all_that_is_wanted_was_found(built, parts, copy, tmp_path):
+    """First those of the parts that the manifest says that it was made from, then those with its labels."""
+    of_last = select(parts.part(2), tmp_path / "last", first=1)
+    with_label = select(built, tmp_path / "label", labels=["a"])
+    wanted = {clip.video_id for clip in with_label.clips}
+    numbers = {n for n in range(3) if wanted & {clip.video_id for clip in parts.part(n).clips}}
+    assert 2 not in numbers
+    for chosen, holding in ((of_last, {2}), (with_label, numbers)):
+        for number in {0, 1, 2} - holding:
+            (Path(str(copy)) / part_name(number) / "cache.json").rename(tmp_path / "aside")
+            (Path(str(copy)) / part_name(number) / "cache.json").write_bytes(b"damaged")
+            cache = open_cache(str(copy), chosen)
+            assert {store // STORES_OF_A_PART for store in cache.plan} == holding
+            (tmp_path / "aside").rename(Path(str(copy)) / part_name(number) / "cache.json")
 
 
 def test_a_worker_reads_no_other_part_than_it_is_at(parts, tmp_path):

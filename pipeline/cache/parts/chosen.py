@@ -26,17 +26,18 @@ class ChosenStores(Cache):
     are_borders_compared = True
 
     def __init__(self, parted: PartedCache, manifest: Manifest) -> None:
-        """Reads the plan of every part, one after the other, and those receipts that speak of a
-        video that is wanted. Raises BadInput where one is damaged, parts differ in more than their
-        manifest, or no part is there."""
+        """Reads the plans of parts, one after the other until all videos that are wanted were
+        found, and those receipts that speak of one. Raises BadInput where one is damaged, parts
+        differ in more than their manifest, or no part is there."""
         self.storage = parted.storage
         self._manifest = manifest
         self._parts: dict[int, Cache] = {}
         wanted = {video.video_id for video in manifest.videos}
+        left = len(wanted)
         plan: dict[int, dict[str, int]] = {}
         receipts: dict[int, Receipt] = {}
         first: Header | None = None
-        for number in filter(parted.has_part, parted.begun()):
+        for number in filter(parted.has_part, _likely_first(parted, manifest)):
             part = parted.part(number)
             first = first or part.header
             require_alike(part, first.fingerprint)
@@ -45,20 +46,22 @@ class ChosenStores(Cache):
                 for store, videos in part.plan.items()
                 if not wanted.isdisjoint(videos)
             }
-            if not stores:
-                continue
-            missing = set(part.missing_stores())
-            for store, videos in stores.items():
-                of_all = number * STORES_OF_A_PART + store
-                plan[of_all] = videos
-                if store not in missing:
-                    receipts[of_all] = _of_videos(part, part.receipt(store), videos, of_all)
-            self._parts[number] = part
+            if stores:
+                missing = set(part.missing_stores())
+                for store, videos in stores.items():
+                    of_all = number * STORES_OF_A_PART + store
+                    plan[of_all] = videos
+                    if store not in missing:
+                        receipts[of_all] = _of_videos(part, part.receipt(store), videos, of_all)
+                self._parts[number] = part
+                left -= sum(map(len, stores.values()))
             part.header = part.header.model_copy(update={"plan": {}})
+            if not left:
+                break
         if first is None:
             raise BadInput(f"{parted} has no part yet", "extract it first: stillframe extract")
-        self.header = first.model_copy(update={"plan": plan})
-        self.receipts = receipts
+        self.header = first.model_copy(update={"plan": dict(sorted(plan.items()))})
+        self.receipts = dict(sorted(receipts.items()))
         self._readers = {}
         self._small_arrays = {}
 
@@ -85,6 +88,28 @@ class ChosenStores(Cache):
     def _part_of(self, store: int) -> tuple[Cache, int]:
         number, of_part = divmod(store, STORES_OF_A_PART)
         return self._parts[number], of_part
+
+
+def _likely_first(parted: PartedCache, manifest: Manifest) -> list[int]:
+    """Parts that were begun, first those that a manifest says that it was made from, then those
+    that have clips of its splits and labels: where it is of few parts, the plans of the others need
+    not be read."""
+    digests: set[str] = set()
+    edits = [manifest.origin.made_by]
+    while edits:
+        if (edit := edits.pop()) is not None:
+            digests |= {source.digest for source in edit.sources}
+            edits += [source.made_by for source in edit.sources]
+    label_numbers = {label: number for number, label in enumerate(parted.index.labels)}
+    labels = {label_numbers.get(label, -1) for label in manifest.labels}
+    splits = set(manifest.splits)
+
+    def is_unlikely(number: int) -> tuple[bool, bool]:
+        part = parted.index.parts[number]
+        has_label = not part.labels or not labels or not labels.isdisjoint(part.labels)
+        return part.digest not in digests, splits.isdisjoint(part.splits) or not has_label
+
+    return sorted(parted.begun(), key=is_unlikely)
 
 
 def is_parted(address: Path | str) -> bool:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,13 +123,17 @@ def select(
         for name in names:
             if name not in there:
                 raise unknown_name(what, name, there, str(source.folder))
-    pieces = source.pieces(splits, labels) if isinstance(source, PartedManifest) else [source]
+    # Patterns and truth are looked for in all clips, to say which of them nothing has.
+    in_share = None if share is None or clips or targets else partial(is_in_share, share=share)
+    pieces = (
+        source.pieces(splits, labels, in_share) if isinstance(source, PartedManifest) else [source]
+    )
     taken, counts = list[Taken](), Counter[tuple[str, str | None]]()
     known, unmatched, first_id = set[str](), set(clips), ""
     for piece in pieces:
         truth = piece.target_names() if targets else [[] for _ in piece.clips]
         known.update(*truth)
-        first_id = first_id or piece.clips[0].clip_id
+        first_id = first_id or next((clip.clip_id for clip in piece.clips), "")
         unmatched -= {name for name in unmatched if any(_matches(c, name) for c in piece.clips)}
         chosen = list[Clip]()
         for clip, own in zip(piece.clips, truth, strict=True):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 
 from pydantic import ConfigDict, ValidationError
 
@@ -15,6 +16,10 @@ from pipeline.records import Clip, Clock
 REBUILD = "build it again with: stillframe manifest"
 TYPE_NAMES = {"string_type": "str", "bool_type": "bool"}
 """Pydantic's name of an error -> the type that was wanted; all others are about a float."""
+
+
+Wanted = Callable[[str], bool]
+"""Whether a video of this id is wanted."""
 
 
 class ClipLine(Settings):
@@ -37,6 +42,10 @@ class ClipLine(Settings):
 
 
 NEEDED = tuple(key for key, field in ClipLine.model_fields.items() if field.is_required())
+TEXT = r'[^"\\]*(?:\\.[^"\\]*)*'
+"""A text as JSON has it between its quotes; this way of saying it is the quick one to match."""
+VIDEO_ID = re.compile(rf'\{{(?:"clip_id": "{TEXT}", )?"video_id": "({TEXT})"')
+"""A line up to the id of its video."""
 DEFAULTS = {
     key: field.default for key, field in ClipLine.model_fields.items() if not field.is_required()
 }
@@ -51,11 +60,28 @@ def to_line(clip: Clip) -> str:
     return json.dumps(values) + "\n"
 
 
-def from_lines(lines: Sequence[str], where: str, clock: Clock = "first_frame") -> tuple[Clip, ...]:
-    """The clips of all lines of manifest.jsonl, whose seconds count by `clock`. Raises BadInput
-    that names the line, counted from 1."""
+def is_of(line: str, wanted: Wanted) -> bool:
+    """Whether a line of manifest.jsonl or videos.jsonl is of a `wanted` video, by its id. Nothing
+    else of it is parsed; one that does not begin as it is written here is, for all that is known,
+    and whoever parses it says what is wrong."""
+    found = VIDEO_ID.match(line)
+    if found is None:
+        return True
+    return wanted(json.loads(f'"{found[1]}"') if "\\" in found[1] else found[1])
+
+
+def from_lines(
+    lines: Sequence[str],
+    where: str,
+    clock: Clock = "first_frame",
+    wanted: Wanted | None = None,
+) -> tuple[Clip, ...]:
+    """The clips of all lines of manifest.jsonl, or of those of `wanted` videos, whose seconds count
+    by `clock`. Raises BadInput that names the line, counted from 1."""
     clips = []
     for number, line in enumerate(lines, 1):
+        if wanted is not None and not is_of(line, wanted):
+            continue
         try:
             clips.append(Clip(**vars(ClipLine.model_validate_json(line)), clock=clock))
         except ValueError:

@@ -36,7 +36,7 @@ from pipeline.config.regular_files import read_regular
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.manifest.checks import check_clips, check_root, check_writable
 from pipeline.datasets.manifest.clip_targets import ClipTargets
-from pipeline.datasets.manifest.jsonl import REBUILD, from_lines, to_line
+from pipeline.datasets.manifest.jsonl import REBUILD, Wanted, from_lines, is_of, to_line
 from pipeline.datasets.manifest.origin import Edit, LeftOut, Origin
 from pipeline.datasets.manifest.targets_file import (
     require_as_built,
@@ -86,9 +86,10 @@ class Manifest:
 
     @classmethod
     @uncollected()
-    def load(cls, folder: Path, root: Path | None = None) -> Manifest:
+    def load(cls, folder: Path, root: Path | None = None, wanted: Wanted | None = None) -> Manifest:
         """Reads a manifest and checks all of it; `root` says where the videos are now, if they were
-        moved.
+        moved. With `wanted` it has the clips of those videos alone whose id this takes, which may
+        be none; that the others are as they were built is seen by the checksum.
 
         The content of targets.h5 is trusted, as it may be large: its size alone is compared. Raises
         BadInput: a file missing or damaged, manifest.jsonl edited after it was built, and whatever
@@ -105,10 +106,12 @@ class Manifest:
             )
         _check_targets(folder / TARGETS, origin.targets_bytes)
         path = str(folder / CLIPS)
-        clips = from_lines(text.decode("ascii", errors="replace").splitlines(), path, origin.clock)
+        lines = text.decode("ascii", errors="replace").splitlines()
+        clips = from_lines(lines, path, origin.clock, wanted)
         has_texts = origin.texts_sha256 is not None
-        check_clips(clips, path, "line", lambda _: has_texts)
-        if _labels(clips) != origin.labels:
+        if wanted is None or clips:
+            check_clips(clips, path, "line", lambda _: has_texts)
+        if wanted is None and _labels(clips) != origin.labels:
             raise BadInput(f"{folder / ORIGIN} lists other labels than {CLIPS} holds", REBUILD)
         if root is not None:
             check_root(root)
@@ -152,16 +155,20 @@ class Manifest:
     @cached_property
     @uncollected()
     def facts(self) -> dict[str, Probe | None]:
-        """video_id -> what its header said when the manifest was built; None for a video that could
-        not be opened.
+        """video_id -> what its header said when the manifest was built, for each of `videos`; None
+        for a video that could not be opened.
 
         Empty for a manifest without videos.jsonl. Raises BadInput if that is damaged.
         """
         if self.origin.videos_sha256 is None:
             return {}
         text = self._as_built(VIDEOS, self.origin.videos_sha256)
-        # At once, as there may be very many.
         try:
+            if len(self.videos) < text.count(b"\n"):
+                ids = {video.video_id for video in self.videos}
+                lines = text.decode("ascii").splitlines(keepends=True)
+                text = "".join(line for line in lines if is_of(line, ids.__contains__)).encode()
+            # At once, as there may be very many.
             records = json_value(b"[%b]" % text.strip().replace(b"\n", b","))
             return {record.pop("video_id"): _probe_of(record) for record in records}
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -24,6 +24,7 @@ from pydantic import Field
 from pipeline.config.json_files import read_json
 from pipeline.config.plugins import Settings
 from pipeline.datasets.manifest.checks import check_root
+from pipeline.datasets.manifest.jsonl import Wanted
 from pipeline.datasets.manifest.manifest import PARTS, Manifest
 from pipeline.datasets.manifest.origin import Origin
 from pipeline.errors import BadInput
@@ -116,29 +117,35 @@ class PartedManifest:
     def labels(self) -> Sequence[str]:
         return self.index.labels
 
-    def part(self, number: int) -> Manifest:
-        """A part, read and checked. Raises BadInput that names it where it is not the one that the
-        index means."""
-        manifest = Manifest.load(self.folder / part_name(number), self.root)
-        wanted = self.index.parts[number].digest
-        if manifest.digest != wanted:
+    def part(self, number: int, wanted: Wanted | None = None) -> Manifest:
+        """A part, read and checked as `Manifest.load` does it. Raises BadInput that names it where
+        it is not the one that the index means."""
+        manifest = Manifest.load(self.folder / part_name(number), self.root, wanted)
+        listed = self.index.parts[number].digest
+        if manifest.digest != listed:
             raise BadInput(
                 f"{manifest.folder} is another manifest than {self.folder / PARTS} lists: its "
-                f"digest is {manifest.digest}, wanted {wanted}",
+                f"digest is {manifest.digest}, wanted {listed}",
                 "put back what was there, or make the parts again: stillframe manifest parts",
             )
         return manifest
 
-    def pieces(self, splits: Sequence[str] = (), labels: Sequence[str] = ()) -> Iterator[Manifest]:
+    def pieces(
+        self,
+        splits: Sequence[str] = (),
+        labels: Sequence[str] = (),
+        wanted: Wanted | None = None,
+    ) -> Iterator[Manifest]:
         """One part after the other, without those that have no clip in the `splits` or with the
-        `labels`; what is not given asks for nothing."""
-        wanted = {self.index.labels.index(label) for label in labels}
+        `labels`, each with the clips of `wanted` videos alone; what is not given asks for
+        nothing."""
+        numbers = {self.index.labels.index(label) for label in labels}
         for number, part in enumerate(self.index.parts):
             if (splits and part.splits.keys().isdisjoint(splits)) or (
-                wanted and wanted.isdisjoint(part.labels)
+                numbers and numbers.isdisjoint(part.labels)
             ):
                 continue
-            yield self.part(number)
+            yield self.part(number, wanted)
 
 
 def part_name(number: int) -> str:
