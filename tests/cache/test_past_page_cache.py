@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 from contextlib import suppress
 
 import numpy as np
 import pytest
 
-from pipeline.cache.shard import page_cache
+from pipeline.cache.shard import direct, writer
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.store import StoreReader
 from pipeline.errors import BadInput
 from tests.support.stores import STORE, reads, values, write
 
 pytestmark = pytest.mark.skipif(
-    not (hasattr(os, "O_DIRECT") and hasattr(mmap, "MADV_HUGEPAGE")),
+    not direct.HAS_DIRECT,
     reason="this system reads by its page cache alone",
 )
+
+
+@pytest.fixture(autouse=True)
+def on_disk(monkeypatch):
+    """Wherever the tests' files lie."""
+    monkeypatch.setattr(direct, "is_on_disk", lambda _: True)
+    monkeypatch.setattr(writer, "is_on_disk", lambda _: True)
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -48,8 +54,8 @@ def test_what_was_read_before_and_is_not_in_memory_is_read_past_it(tmp_path, mon
         reader.read_into("layer_0", rows, out, kept_P)
     np.testing.assert_array_equal(out, wanted)
     offsets, sizes = np.array(requests).T
-    assert (offsets % page_cache.BLOCK == 0).all() and (sizes % page_cache.BLOCK == 0).all()
-    assert sizes.max() == page_cache.STAGED_BYTES and len(requests) < 2 * len(rows) // 8
+    assert (offsets % direct.BLOCK == 0).all() and (sizes % direct.BLOCK == 0).all()
+    assert sizes.max() == direct.STAGED_BYTES and len(requests) < 2 * len(rows) // 8
     if child := os.fork():
         assert os.waitpid(child, 0)[1] == 0
     else:  # the memory that the parent reads into is not the child's

@@ -18,9 +18,9 @@ from zarr.codecs import GzipCodec
 
 from pipeline.cache.corruption import BadChunk, check_chunks, check_files
 from pipeline.cache.layout import tokens_by_array
-from pipeline.cache.shard import page_cache
+from pipeline.cache.shard import direct, page_cache
 from pipeline.cache.shard import reader as shard_reader
-from pipeline.cache.shard.format import ALIGNMENT, aligned_empty
+from pipeline.cache.shard.format import aligned_empty
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.store import StoreReader
 from pipeline.cache.store_writer import StoreWriter
@@ -415,16 +415,16 @@ def test_of_a_crop_a_disk_reads_no_rows_of_patches_that_are_left_out(tmp_path, m
 
     monkeypatch.setattr("os.preadv", noted)
     kept_hw = np.zeros((8, 8), bool)
-    blocks = page_cache.BLOCK + 16 * row_bytes + 2 * ALIGNMENT  # of three chunks, at once
-    blocks -= blocks % page_cache.BLOCK
-    for high, expected in ((2, 16 * (8 + 3) * 768 * 2), (4, blocks)):
+    blocks = 2 * direct.BLOCK  # at most, around what is read past the page cache
+    for high, expected in ((2, 16 * (8 + 3) * 768 * 2), (4, 16 * row_bytes)):
         kept_hw[2 : 2 + high, 1:4] = True
         out = np.empty((16, 3 * high, 768), array.dtype)
         read_bytes.clear()
         with reads(maps=False):
             reader.read_into("layer_0", rows, out, kept_hw.ravel())
         np.testing.assert_array_equal(out, array[rows][:, kept_hw.ravel()])
-        assert sum(read_bytes) == expected  # what is left out must be worth a request
+        # What is left out must be worth a request.
+        assert expected <= sum(read_bytes) <= expected + (blocks if high == 4 else 0)
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system is not told of reads")

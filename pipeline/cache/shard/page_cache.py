@@ -1,19 +1,14 @@
-"""Bytes of files that the page cache has, and of those that it has no room for.
+"""Bytes of files that are in memory already, copied out of maps that stay, without a system call
+for them: the hot rows of `stillframe bench read`.
 
-What is in memory already is copied out of maps that stay, without a system call for it: the hot
-rows of `stillframe bench read`. Only pages that are in memory are touched: a fault that the disk
-answers with an error would end the process, while a read that fails is one sentence. So the kernel
-is asked first, and what it does not have is left to `read`.
-
-What was read before and is in memory no more, the memory has no room for. It is read past the page
-cache (`O_DIRECT`), which leaves there what is there: in twice the speed and an eighth of the
-processor time, since the disk writes it into large pages, in few requests.
+Only pages that are in memory are touched: a fault that the disk answers with an error would end the
+process, while a read that fails is one sentence. So the kernel is asked first, and what it does not
+have is left to `read`.
 """
 
 from __future__ import annotations
 
 import ctypes
-import errno
 import mmap
 import os
 import threading
@@ -28,13 +23,6 @@ FilePart = tuple[int, np.ndarray]
 """Offset in a file, and where the bytes from there go."""
 MAPS = 128
 """Files that are mapped at a time, those read last: each holds a file descriptor."""
-STAGED_BYTES = 4 << 20
-"""Most bytes of a read past the page cache, which takes as much memory of each reading thread."""
-LARGE_PAGE = 2 << 20
-BLOCK = 4096
-"""Where a read past the page cache may begin and end: at multiples of a block of any disk."""
-NEAR = 256 << 10
-"""Bytes between two parts of a file that take less time to read than a second read to begin."""
 
 _Key = tuple[int, int, int]
 _maps: OrderedDict[_Key, np.ndarray] = OrderedDict()
@@ -101,69 +89,6 @@ def resident(file: BinaryIO, start: int, stop: int) -> np.ndarray | None:
     """Bytes [start, stop) of a file where they lie in the page cache; None if any of them is not in
     memory or lies past the end."""
     return _there(_mapped(file), start, stop)
-
-
-class _Staging(threading.local):
-    """Memory of a thread that the disk writes into: 4 MiB in large pages, of which a request takes
-    512 times as many bytes as of small ones."""
-
-    def __init__(self) -> None:
-        memory = mmap.mmap(-1, STAGED_BYTES + LARGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        memory.madvise(mmap.MADV_HUGEPAGE)
-        all_B = np.frombuffer(memory, np.uint8)
-        begin = -all_B.ctypes.data % LARGE_PAGE
-        self.bytes_B = all_B[begin : begin + STAGED_BYTES]
-
-
-_staging = _Staging()
-
-
-def copy_past(file: BinaryIO, parts: Sequence[FilePart]) -> bool:
-    """Fills `parts` from the disk, past the page cache. False where the system or the file system
-    has no such reads; some may be filled then. Raises EOFError, OSError."""
-    if not (hasattr(os, "O_DIRECT") and hasattr(mmap, "MADV_HUGEPAGE")):
-        return False
-    import fcntl  # which Windows lacks
-
-    handle = file.fileno()
-    flags = fcntl.fcntl(handle, fcntl.F_GETFL)
-    try:
-        fcntl.fcntl(handle, fcntl.F_SETFL, flags | os.O_DIRECT)
-        _copy_staged(handle, parts)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        return False
-    finally:
-        fcntl.fcntl(handle, fcntl.F_SETFL, flags)
-    return True
-
-
-def _copy_staged(handle: int, parts: Sequence[FilePart]) -> None:
-    staged_B, start, stop = _staging.bytes_B, 0, 0
-    for index, (offset, out) in enumerate(parts):
-        done = 0
-        while done < len(out):
-            at = offset + done
-            if not start <= at < stop:
-                start = at // BLOCK * BLOCK
-                most = min(-(-(_end(parts[index:]) - start) // BLOCK) * BLOCK, STAGED_BYTES)
-                stop = start + os.preadv(handle, [staged_B[:most].data], start)
-                if stop <= at:
-                    raise EOFError(f"ends before byte {offset + len(out)}")
-            count = min(len(out) - done, stop - at)
-            out[done : done + count] = staged_B[at - start : at - start + count]
-            done += count
-
-
-def _end(parts: Sequence[FilePart]) -> int:
-    """Where the first of some parts ends, with those that follow it closely."""
-    end = parts[0][0] + len(parts[0][1])
-    for offset, out in parts[1:]:
-        if not end <= offset <= end + NEAR:
-            break
-        end = offset + len(out)
-    return end
 
 
 def announce(file: BinaryIO, spans: Sequence[tuple[int, int]]) -> None:

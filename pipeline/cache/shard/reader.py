@@ -10,8 +10,9 @@ from typing import BinaryIO
 import google_crc32c
 import numpy as np
 
+from pipeline.cache.shard.direct import copy_direct
 from pipeline.cache.shard.format import CRC_BYTES, aligned_empty
-from pipeline.cache.shard.page_cache import FilePart, announce, copy_past, copy_resident, resident
+from pipeline.cache.shard.page_cache import FilePart, announce, copy_resident, resident
 from pipeline.cache.storage.contract import Span
 
 FIRST_STEP, STEP = 4 << 10, 128 << 10
@@ -40,7 +41,7 @@ def read_parts(file: BinaryIO, parts: Sequence[FilePart], *, again: bool = False
     read past the page cache. Raises EOFError, OSError."""
     if copy_resident(file, parts):
         return True
-    if not (again and copy_past(file, parts)):
+    if not (again and copy_direct(file, parts)):
         for part in parts:
             _read(file, part, FIRST_STEP)
     return False
@@ -66,7 +67,7 @@ def read_kept(
     places_K, part = np.flatnonzero(kept_P), part_of_row(row_bytes, kept_P)
     kept_bytes = len(places_K) * (row_bytes // len(kept_P))
     if part == (0, row_bytes):
-        if again and _copy_kept_past(file, parts, row_bytes, kept_P):
+        if again and _copy_kept_direct(file, parts, row_bytes, kept_P):
             return False
     else:  # where all is read, the kernel reads ahead by itself
         rows = [(offset, len(out) // kept_bytes) for offset, out in parts]
@@ -80,7 +81,7 @@ def read_kept(
     return False
 
 
-def _copy_kept_past(
+def _copy_kept_direct(
     file: BinaryIO, parts: Sequence[FilePart], row_bytes: int, kept_P: np.ndarray
 ) -> bool:
     """Does what `read_kept` does by way of whole rows, past the page cache; False where that cannot
@@ -90,7 +91,7 @@ def _copy_kept_past(
         (offset, np.empty(len(out) // (len(places_K) * token_bytes) * row_bytes, np.uint8))
         for offset, out in parts
     ]
-    if not copy_past(file, rows):
+    if not copy_direct(file, rows):
         return False
     for (_, rows_B), (_, out) in zip(rows, parts, strict=True):
         _take(rows_B, out, places_K, token_bytes)

@@ -1,5 +1,5 @@
-"""Writes shard files. Bytes pass through the writer once: while one thread writes them, another
-hashes them, and the disk starts on them long before the shard is closed."""
+"""Writes shard files. Bytes pass through the writer once: while one thread writes them, past the
+page cache where that is quicker (`direct`), another hashes them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 from numcodecs.zstd import Zstd
 
 from pipeline.cache.layout import shard_file
+from pipeline.cache.shard.direct import DirectWriter, is_on_disk
 from pipeline.cache.shard.format import (
     ALIGNMENT,
     CRC_BYTES,
@@ -26,7 +27,7 @@ from pipeline.cache.shard.format import (
 )
 
 WRITE_BEHIND = 16 << 20
-"""After so many bytes the disk is told to start."""
+"""After so many bytes in the page cache the disk is told to start."""
 HASH_BEHIND = 64 << 20
 """Bytes that may be written and not hashed yet."""
 PARTS_AT_ONCE = 512
@@ -50,6 +51,8 @@ class ShardWriter:
         self._done: dict[str, tuple[int, Any]] = {}
         self._adopted: dict[str, tuple[int, str]] = {}
         self._file: BinaryIO | None = None
+        self._direct = DirectWriter(layout.shard_frames * layout.row_bytes)
+        self._is_direct = False
         self._hash = hashlib.sha256()
         self._hashed: deque[tuple[Future[None], int]] = deque()
         self._synced: Future[None] | None = None
@@ -141,6 +144,7 @@ class ShardWriter:
         path = self.store / shard_file(self.name, number, len(self.layout.shape))
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("wb", buffering=0)
+        self._is_direct = is_on_disk(self._file.fileno())
         self._hash = hashlib.sha256()
         self._hashing, self._next_hashing = self._next_hashing, self._hashing
         self._index = np.full((self.layout.chunks, 2), MISSING, "<u8")
@@ -176,7 +180,14 @@ class ShardWriter:
         self._hashed.append(
             (self._hashing.submit(_update, self._hash, parts), sum(map(len, parts)))
         )
-        handle = self._file.fileno()
+        if self._is_direct:
+            self._direct.write(self._file.fileno(), parts)
+        else:
+            self._put_behind(self._file.fileno(), parts)
+        self._wait(HASH_BEHIND)
+
+    def _put_behind(self, handle: int, parts: list[np.ndarray]) -> None:
+        """Writes into the page cache, from where the disk takes it meanwhile."""
         _write_all(handle, parts)
         if self._size - self._started >= WRITE_BEHIND and hasattr(os, "posix_fadvise"):
             # On Linux this starts the writing of what is not on the disk yet, and waits for
@@ -185,7 +196,6 @@ class ShardWriter:
                 handle, self._started, self._size - self._started, os.POSIX_FADV_DONTNEED
             )
             self._started = self._size
-        self._wait(HASH_BEHIND)
 
     def _wait(self, most: int) -> None:
         """Waits until no more than `most` bytes are still to be hashed."""
@@ -198,6 +208,8 @@ class ShardWriter:
         index = self._index.tobytes()
         index += google_crc32c.value(index).to_bytes(CRC_BYTES, "little")
         self._put([*parts, np.frombuffer(index, np.uint8)])
+        if self._is_direct:
+            self._direct.finish(self._file.fileno())
         if self._synced is not None:
             self._synced.result()
         path = Path(self._file.name).relative_to(self.store).as_posix()
