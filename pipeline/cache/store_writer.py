@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from zarr.storage import MemoryStore
 from pipeline.cache.layout import CHUNK_CHECKSUMS
 from pipeline.cache.shard.format import Compression, ShardLayout, fill_value
 from pipeline.cache.shard.writer import ShardWriter
+
+WRITERS = 4
+"""Threads that write, each one array at a time: while one waits for the disk, it takes the bytes of
+another."""
 
 
 class StoreWriter:
@@ -39,13 +44,18 @@ class StoreWriter:
             )
             for name, (shape, dtype) in arrays.items()
         }
+        self._threads = ThreadPoolExecutor(min(len(arrays), WRITERS), "write")
 
     def append(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Adds rows (f, ...) of every token array but those that were adopted. They are the
         writer's now, and must not be changed."""
         assert arrays.keys() <= self.writers.keys()
-        for name, array in arrays.items():
-            self.writers[name].append(array)
+        added = [
+            self._threads.submit(self.writers[name].append, array) for name, array in arrays.items()
+        ]
+        wait(added)  # for all, whatever befalls one: the rows are in use
+        for each in added:
+            each.result()
 
     def adopt_shards(self, name: str, rows: int, files: Mapping[str, tuple[int, str]]) -> None:
         """Takes over all shards of a token array, which lie in the folder already, synced:
@@ -54,6 +64,7 @@ class StoreWriter:
 
     def close(self) -> None:
         """Gives an unfinished store up; what is written of it stays where it is."""
+        self._threads.shutdown()
         for writer in self.writers.values():
             writer.close()
 
@@ -107,6 +118,7 @@ class StoreWriter:
             )
             if array.size:
                 stored[:] = array
+        self._threads.shutdown()
         files: dict[str, tuple[int, str]] = {}
         for writer in self.writers.values():
             files |= writer.finish()
