@@ -307,7 +307,9 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
         if problem["type"] in ("value_error", "assertion_error") and not path
         else f", found {problem['input']!r}"
     )
-    message = problem["msg"].removeprefix("Value error, ")
+    is_list = problem["type"] in ("tuple_type", "list_type")  # which TOML writes alike
+    message = "wanted a list, in brackets" if is_list else problem["msg"]
+    message = message.removeprefix("Value error, ")
     return f"key '{'.'.join(path)}': {message}{input_text}" if path else message
 
 

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, Choice, choice
@@ -109,6 +115,17 @@ class WindowSettings(Settings):
         if self.keep_tokens is None:
             return high * wide
         return max(1, round(self.keep_tokens * high * wide))
+
+    @field_validator("crop", mode="wrap")
+    @classmethod
+    def _rows_and_columns(
+        cls, crop: object, check: ValidatorFunctionWrapHandler
+    ) -> tuple[int, int] | None:
+        try:
+            checked: tuple[int, int] | None = check(crop)
+        except ValidationError as error:
+            raise ValueError("wanted two whole numbers from 1 on, [rows, columns]") from error
+        return checked
 
     @field_validator("views")
     @classmethod

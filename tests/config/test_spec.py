@@ -113,6 +113,15 @@ def test_what_is_wrong_in_a_spec_is_named(spec_file, change, message):
         ("windows.frames=0", "key 'windows.frames'"),
         ("windows.fps=inf", "key 'windows.fps': Input should be a finite number"),
         (
+            "windows.crop=4",
+            "'windows.crop': wanted two whole numbers from 1 on, [rows, columns], found 4",
+        ),
+        (
+            "windows.crop=[0, 3]",
+            "wanted two whole numbers from 1 on, [rows, columns], found [0, 3]",
+        ),
+        ("training.betas=0.9", "key 'training.betas': wanted a list, in brackets, found 0.9"),
+        (
             "training.learning_rate=inf",
             "key 'training.learning_rate': Input should be a finite number",
         ),
