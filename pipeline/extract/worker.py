@@ -63,6 +63,9 @@ def fill(
     at; if not, their stores may be missing in the end. Returns what was done here.
     """
     caches = [cache for cache, _, _ in to_fill]
+    for cache, encoder, _ in to_fill:
+        if _missing(cache, only):
+            encoder.prepare(cache.cache_spec.store.batch_frames)
     expected = sum(
         sum(cache.plan[store].values()) for cache in caches for store in _missing(cache, only)
     )

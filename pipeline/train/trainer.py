@@ -23,7 +23,8 @@ from torch import nn
 from pipeline.cache.storage.local import write_atomically
 from pipeline.config.recipe import TrainingSettings
 from pipeline.datasets.manifest.targets import Arrays
-from pipeline.errors import BadInput, StillframeError, in_one_line
+from pipeline.errors import BadInput, StillframeError
+from pipeline.models.compiling import require_compiler
 from pipeline.models.mixers import Moments, TokenNorm
 from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.models.temporal.contract import NotFinite
@@ -107,7 +108,7 @@ class Trainer:
         )
         self._predict = model.predict
         if self.settings.compile:
-            require_compiler(device)
+            require_compiler("training.compile", device)
             self._predict = torch.compile(model.predict)
         self.step = 0
         self.best: float | None = None
@@ -341,18 +342,6 @@ class Trainer:
         if self.ranks.is_first:
             seconds = self._seconds + sum(self.progress.seconds.values())
             self.run.save(which, tensors, self.step, self.steps, self.best, seconds)
-
-
-def require_compiler(device: torch.device) -> None:
-    """Raises BadInput where torch.compile cannot compile for a device."""
-    try:
-        torch.compile(torch.sin)(torch.zeros(8, device=device))
-    except Exception as error:  # backends and the compilers that they call fail in many ways
-        reason = in_one_line(str(error).strip().partition("\n")[0])
-        raise BadInput(
-            f"training.compile: torch.compile cannot compile for {device} here: {reason}",
-            "leave training.compile out, or install a C++ compiler (g++), which CXX names",
-        ) from error
 
 
 def steps_of(settings: TrainingSettings, windows: int) -> int:

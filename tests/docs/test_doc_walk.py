@@ -80,6 +80,7 @@ ELSEWHERE = (
     "/00017",
     "hundredth",
     "torchcodec",
+    "encoder.compile",
 )
 """Lines that need a cluster, an object store, a released file, a published data set, or what another page makes. They have tests of their own."""
 

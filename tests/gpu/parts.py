@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,11 @@ TEST_LIMIT_S, BENCH_LIMIT_S = 150.0, 75.0
 """Seconds of one part; on a quiet machine few come near."""
 ROOMS = ("models", "cache", "train", "extract", "experiments", "video")
 """Rooms of tests, those first whose failure would make what comes after them worthless."""
+OPTIONS = (
+    "encoder.compile=true",
+    *(["frames.decoder=torchcodec"] if find_spec("torchcodec") else []),
+)
+"""Of an extraction, each of which is measured against none."""
 CLI = ("-m", "pipeline.cli")
 CACHE = "{cache}"
 """Stands for the cache that an earlier part has made."""
@@ -120,6 +126,14 @@ def large_benches(device: str, scratch: Path) -> list[Part]:
             called="ViT-S in float32",
         ),
         bench("temporal", "--mamba", *windows, *wide, *on, called="Mamba at ViT-L"),
+        *(
+            bench(
+                *("extract", "--spec", small_vit, "--against", option),
+                *("--frames", 2048, *extraction),
+                called=f"ViT-S with {option}",
+            )
+            for option in OPTIONS
+        ),
     ]
 
 

@@ -82,6 +82,7 @@ def _measured(
         ]
     with spent.on("resize"):
         squares = torch.cat([_square(block, spec) for block in blocks])
+    encoder.prepare(spec.store.batch_frames)
     batch_NCHW = squares[: spec.store.batch_frames]
     encoder(batch_NCHW)  # warm
     with spent.on("encoder"):

@@ -140,6 +140,7 @@ def spot_check(
     encoder = load_encoder(cache, device)
     if precision is not None:
         encoder = make_encoder(_in_precision(cache.cache_spec, precision), device)
+    encoder.prepare(cache.cache_spec.store.batch_frames)
     videos = {video.video_id: video for video in cache.manifest.videos}
     total, done = sum(map(len, sample.values())), 0
     checks, changed = [], {}

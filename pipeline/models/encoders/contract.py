@@ -80,6 +80,10 @@ class EncoderPlugin(ABC):
     @abstractmethod
     def __init__(self, settings: Any, size_px: int, device: torch.device) -> None: ...
 
+    def prepare(self, frames: int) -> None:  # noqa: B027
+        """Many batches of `frames` frames will come, and some of fewer: what can be made for them
+        once, such as compiled code, is made now. Raises BadInput where it cannot."""
+
     @abstractmethod
     def __call__(self, pixels_NCHW: torch.Tensor) -> Tokens:
         """RGB levels from 0 to 255 (N, 3, size_px, size_px), uint8, or float32 where frames are not

@@ -15,12 +15,14 @@ from functools import partial
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import model_validator
+import torch.nn.functional as F
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config.plugins import Seed
 from pipeline.errors import BadInput
+from pipeline.models.compiling import require_compiler
 from pipeline.models.encoders.contract import EncoderPlugin, EncoderSettings
 from pipeline.models.encoders.tower.config import (
     canonical_config,
@@ -57,6 +59,9 @@ class Encoder(EncoderPlugin):
         precision: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
         """Number format in which the tower computes. "auto" becomes "bfloat16" where the device
         that encodes multiplies it in hardware, and else "float32"; the cache says which."""
+        compile: bool = False
+        """Whether extraction computes through torch.compile, in whole batches. Tokens differ in
+        rounding, and so it is another cache."""
 
         @model_validator(mode="after")
         def _whole(self) -> Self:
@@ -71,6 +76,14 @@ class Encoder(EncoderPlugin):
             if self.std is not None and min(self.std) <= 0:
                 raise ValueError("std must be above 0")
             return self
+
+        @model_serializer(mode="wrap")
+        def _without_compile(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+            """A spec that does not compile says nothing of it, as before there was a choice."""
+            table: dict[str, Any] = dump(self)
+            if not self.compile:
+                del table["compile"]
+            return table
 
     @classmethod
     def shape(cls, settings: Any, size_px: int) -> TokenShape:
@@ -119,17 +132,40 @@ class Encoder(EncoderPlugin):
             "weights": weights,
             "pixels": pixels,
             "precision": settings.precision,
-        }
+        } | ({"compile": True} if settings.compile else {})
+        self._compiles, self._frames, self._size_px = settings.compile, 0, size_px
+        self._run = self._normed
+
+    def prepare(self, frames: int) -> None:
+        """Compiles, if the settings say so: for batches of this size, so that it happens once."""
+        if not self._compiles or frames == self._frames:
+            return
+        require_compiler("encoder.compile", self._scale.device)
+        self._run, self._frames = torch.compile(self._normed, dynamic=False), frames
+        self(self._scale.new_zeros((frames, 3, self._size_px, self._size_px)))
 
     @torch.inference_mode()
     def __call__(self, pixels_NCHW: torch.Tensor) -> Tokens:
         """Tokens are in the chosen precision."""
         x_NCHW = torch.addcmul(self._offset, pixels_NCHW, self._scale).to(self._dtype)
-        self._tower(**self._type.arguments(x_NCHW, self._shape.grid_hw))
+        normed = self._in_whole_batches(x_NCHW) if self._frames else self._run(x_NCHW)
         specials = self._shape.special_tokens
-        normed = {layer: self._norm(self._outputs.pop(layer)) for layer in self._shape.layers}
         patches = {layer: tokens_NND[:, specials:] for layer, tokens_NND in normed.items()}
         return Tokens(normed[self._shape.layers[-1]][:, :specials], patches)
+
+    def _in_whole_batches(self, x_NCHW: torch.Tensor) -> dict[int, torch.Tensor]:
+        """What `_run` gives, which sees batches of `prepare`'s size alone: the last is padded."""
+        whole = [
+            self._run(F.pad(part, (0, 0) * 3 + (0, self._frames - len(part))))
+            for part in x_NCHW.split(self._frames)
+        ]
+        layers = self._shape.layers
+        return {layer: torch.cat([one[layer] for one in whole])[: len(x_NCHW)] for layer in layers}
+
+    def _normed(self, x_NCHW: torch.Tensor) -> dict[int, torch.Tensor]:
+        """Layer -> all its tokens (N, S + P, D)."""
+        self._tower(**self._type.arguments(x_NCHW, self._shape.grid_hw))
+        return {layer: self._norm(self._outputs.pop(layer)) for layer in self._shape.layers}
 
     def _keep(self, layer: int, _block: nn.Module, _args: Any, output: Any) -> None:
         self._outputs[layer] = output[0] if isinstance(output, tuple) else output
