@@ -109,17 +109,18 @@ def sweep(
 
     Example: stillframe sweep temporal_modules caches/demo-0123456789ab
     """
-    from pipeline.cache.cache import Cache
+    from pipeline.cache.parts.chosen import open_cache
     from pipeline.train import distributed
 
     with distributed.init_process_group() as ranks:
         spec = _spec(sweep, recipe, sets or [], axes or [], seeds)
         folder = out or Path("sweeps") / spec.name
-        kept_manifest, kept_split = _kept(folder, sweep)
+        kept, kept_split = _kept(folder, sweep)
+        manifest = other_manifest(manifest_folder or kept)
         request = SweepRequest(
             spec,
-            Cache(cache),
-            other_manifest(manifest_folder or kept_manifest),
+            open_cache(cache, manifest),
+            manifest,
             split or kept_split,
             folder,
             torch_device(device),
@@ -135,9 +136,8 @@ def sweep(
         if dry_run:
             _show_plan(request, as_json)
             return
-        if retry_failed and ranks.is_first:
-            for file in request.folder.glob("runs/*/failed.json"):
-                file.unlink()
+        for file in folder.glob("runs/*/failed.json") if retry_failed and ranks.is_first else ():
+            file.unlink()
         ranks.barrier()
         trained = _train(request)
     if ranks.is_first:
@@ -280,15 +280,12 @@ def _require_trainable(request: SweepRequest) -> None:
     """Refuses what the sweep itself would refuse, as far as that can be told before its other
     caches are made."""
     from pipeline.experiments.sweep import Sweep
-    from pipeline.experiments.sweep_caches import require_rendered
+    from pipeline.experiments.sweep_caches import require_makeable
     from pipeline.experiments.sweep_spec import GIVEN
 
-    spec = request.spec
-    for name in dict.fromkeys(point.cache for point in spec.grid_points):
-        if name != GIVEN and spec.caches[name].data:
-            require_rendered(name, spec.caches[name], request.cache)
+    require_makeable(request.spec, request.cache)
     caches = {GIVEN: request.cache}
-    sweep = Sweep.planned(request.folder, spec, caches, request.manifest, request.split)
+    sweep = Sweep.planned(request.folder, request.spec, caches, request.manifest, request.split)
     sweep.require_trainable(request.allow_missing)
 
 

@@ -27,6 +27,7 @@ import torch
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.leases import LOOK_S, Leases
+from pipeline.cache.parts.chosen import open_cache
 from pipeline.cache.storage.local import write_atomically
 from pipeline.cache.storage.open import open_storage
 from pipeline.config.json_files import read_json, to_json
@@ -200,7 +201,7 @@ class Sweep:
         """Name in the sweep -> the cache."""
         if self._caches is not None:
             return self._caches
-        return {name: Cache(address) for name, address in self.header.caches.items()}
+        return {name: open_cache(at, self.manifest) for name, at in self.header.caches.items()}
 
     def cache_of(self, member: Member) -> Cache:
         """The cache that a member is trained on."""
@@ -208,8 +209,7 @@ class Sweep:
 
     @cached_property
     def manifest(self) -> Manifest | None:
-        """The manifest that takes the place of the caches' own, if one does. Raises BadInput where
-        it is no longer there."""
+        """The one that takes the place of the caches' own, if one does. Raises BadInput if gone."""
         if self._manifest is not None or self.header.manifest is None:
             return self._manifest
         return Manifest.load(Path(self.header.manifest))
@@ -221,8 +221,8 @@ class Sweep:
         allow_missing: bool,
         say: Callable[[str], object] = lambda _: None,
     ) -> RunContext:
-        """What members that share one read are trained and scored on; `say` is told what is made on
-        the way that is kept."""
+        """What members that share one read are trained and scored on; `say` is told what is kept of
+        what is made on the way."""
         cache = self.cache_of(members[0])
         return RunContext.of(cache, self.manifest, device, allow_missing, say=say)
 

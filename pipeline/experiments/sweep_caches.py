@@ -11,6 +11,7 @@ import torch
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.leases import Leases
+from pipeline.cache.parts.chosen import ChosenStores
 from pipeline.cache.storage.open import open_storage
 from pipeline.config import plugins
 from pipeline.datasets.manifest import manifest
@@ -43,9 +44,7 @@ def prepare(
     """
     names = list(dict.fromkeys(point.cache for point in spec.grid_points))
     to_make = [name for name in names if name != GIVEN]
-    for name in to_make:
-        if spec.caches[name].data:
-            require_rendered(name, spec.caches[name], source)
+    require_makeable(spec, source)
     caches = {}
     for name in names:
         if name == GIVEN:
@@ -62,9 +61,24 @@ def _titled_step(on_step: OnStep, title: str, step: str, done: float, total: flo
     on_step(f"{step} {title}", done, total)
 
 
-def require_rendered(name: str, derived: DerivedCache, source: Cache) -> None:
-    """Refuses, before any video is rendered, other data where the videos are a user's own, and
-    settings that the data set refuses."""
+def require_makeable(spec: SweepSpec, source: Cache) -> None:
+    """Refuses, before any is made, caches that cannot be made from the one that a sweep is started
+    on. Raises BadInput."""
+    for name in dict.fromkeys(point.cache for point in spec.grid_points):
+        if name == GIVEN:
+            continue
+        if spec.caches[name].data:
+            _require_rendered(name, spec.caches[name], source)
+        elif isinstance(source, ChosenStores):
+            raise BadInput(
+                f"cache '{name}' of the sweep is derived from {source.storage}, which is in parts",
+                "sweep over one part, or over axes of the recipe alone",
+            )
+
+
+def _require_rendered(name: str, derived: DerivedCache, source: Cache) -> None:
+    """Refuses other data where the videos are a user's own, and settings that the data set
+    refuses."""
     origin = source.manifest.origin
     if origin.made_by is not None:
         raise BadInput(

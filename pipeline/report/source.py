@@ -9,8 +9,10 @@ from typing import Any
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.layout import HEADER_FILE
+from pipeline.cache.parts.chosen import is_parted, open_cache
 from pipeline.cache.storage.open import open_storage
 from pipeline.config.json_files import read_json
+from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
 from pipeline.experiments.summary import Outcome, PointSummary, ScoredPoint, Summary, summarise
 from pipeline.experiments.sweep import SUMMARIES, SWEEP_FILE
@@ -227,7 +229,8 @@ def cache_of(run: Run) -> Cache:
     header = run.header
     if run.cache_path is None:
         raise BadInput(f"run {run.path.name} was imported and knows no cache")
-    cache = Cache(run.cache_path)
+    folder = header.manifest_path if is_parted(run.cache_path) else None
+    cache = open_cache(run.cache_path, Manifest.load(Path(folder)) if folder else None)
     if cache.fingerprint != header.cache.fingerprint:
         raise BadInput(
             f"{cache} is another cache now: its fingerprint is not {header.cache.fingerprint}"

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.commands import assert_refused, call, digest, fine
+from support.commands import RECIPE, assert_refused, call, digest, fine
 from support.material import LENGTHS, address_spec
 from support.training import assert_same, final, recipe
 
@@ -32,11 +32,16 @@ from pipeline.datasets.manifest.edit import is_in_share, select, write_parts
 from pipeline.datasets.manifest.manifest import Manifest, build
 from pipeline.datasets.manifest.parts import PartedManifest, load_any, part_name
 from pipeline.errors import BadInput
+from pipeline.experiments.sweep import Sweep, sweep
+from pipeline.experiments.sweep_caches import prepare
+from pipeline.experiments.sweep_spec import GIVEN, SweepSpec
 from pipeline.extract.execution import Execution
 from pipeline.extract.extract import extract
 from pipeline.extract.in_parts import PartsExtraction, extract_parts, open_parts, unfinished
 from pipeline.models.encoders.contract import make_encoder
+from pipeline.report.source import cache_of
 from pipeline.train.loop import train
+from pipeline.train.run import Run
 
 CPU = torch.device("cpu")
 HERE = Execution(CPU)
@@ -215,6 +220,30 @@ def test_a_training_ends_with_the_weights_of_one_on_the_whole_cache(
     ]
     assert_same(final(runs[0]), final(runs[1]))
     assert runs[0].header.manifest_path == str(chosen.folder)
+
+
+def test_a_sweep_ends_with_the_weights_of_one_on_the_whole_cache(material, built, parted, tmp_path):
+    chosen = select(built, tmp_path / "chosen", clips=["*v0*", "*v3*", "*v5*"])
+    (tmp_path / "base.toml").write_text(RECIPE)
+    axes = {"temporal": ["identity", "gru"]}
+    table = {"name": "test", "recipe": str(tmp_path / "base.toml"), "axes": axes}
+    spec = plugins.validate(SweepSpec, table, "test")
+    finals = {}
+    for name, address in (("parts", parted), ("whole", material.cache)):
+        cache = open_cache(str(address), chosen)
+        made = sweep(spec, {GIVEN: cache}, tmp_path / name, manifest=chosen)
+        runs = [Run(member.path) for member in made.members]
+        assert len(runs) == 2
+        finals[name] = list(map(final, runs))
+        # As a worker of an engine, and as a page of the report, open it:
+        assert Sweep(made.path).caches[GIVEN].plan == cache_of(runs[0]).plan == cache.plan
+    for ours, theirs in zip(finals["parts"], finals["whole"], strict=True):
+        assert_same(ours, theirs)
+    wanted = {"caches": {"small": {"derive": ["codec.name=int8"]}}}
+    table |= wanted | {"axes": {"cache": [GIVEN, "small"]}}
+    spec = plugins.validate(SweepSpec, table, "test")
+    with pytest.raises(BadInput, match="cache 'small' of the sweep is derived from .*in parts"):
+        prepare(spec, open_cache(str(parted), chosen), tmp_path / "none")
 
 
 def test_what_is_not_chosen_is_not_held(built, parted, tmp_path):
