@@ -69,6 +69,8 @@ def find_place(out: Storage, names: Sequence[str], manifest: Manifest) -> Storag
     """
     free, others = [], []
     for storage in map(out.below, names):
+        if storage.exists(PARTS):
+            continue  # a cache in parts
         if not storage.exists(HEADER_FILE):
             free.append(storage)
             continue
@@ -83,7 +85,7 @@ def find_place(out: Storage, names: Sequence[str], manifest: Manifest) -> Storag
             require_same_manifest(cache, manifest)
     if not free:
         raise BadInput(
-            f"{', '.join(map(str, others))} are all of other videos than {manifest.folder}",
+            f"{', '.join(names)} in {out} are all of other videos than {manifest.folder}",
             "extract it into another --out, or give its folder a name of its own",
         )
     return free[0]

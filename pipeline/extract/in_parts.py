@@ -158,8 +158,10 @@ def open_parts(
         if storage.exists(HEADER_FILE):
             continue  # a cache of a whole manifest
         try:
-            if storage.create(PARTS, index) or storage.read(PARTS) == index:
-                return PartedCache(storage)
+            mine = storage.create(PARTS, index) or storage.read(PARTS) == index
+            cache = PartedCache(storage)  # refuses a damaged one: it may be that of these videos
+            if mine:
+                return cache
         except OSError as error:
             raise unwritable(storage, error) from error
     raise BadInput(

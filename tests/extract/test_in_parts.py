@@ -280,7 +280,7 @@ def test_a_worker_reads_no_other_part_than_it_is_at(parts, tmp_path):
     manifest, encoder = PartedManifest.load(data), make_encoder(spec, CPU)
     cache = open_parts(spec, manifest, tmp_path / "out", encoder, CPU)
     work = PartsExtraction(cache, manifest, spec, encoder, HERE)
-    with pytest.raises(BadInput, match="00000 is no manifest"):
+    with pytest.raises(BadInput, match=r"00000 is missing, which .*parts\.json lists"):
         work.fill(1)
     assert cache.finished() == cache.begun() == [2]
     assert list(unfinished(cache, 1)) == [0, 1]
@@ -348,6 +348,22 @@ def test_other_videos_get_a_cache_of_another_name(material, parts, tmp_path):
     assert names[0] == names[1] == f"address-data-{material.cache.fingerprint}"
     with pytest.raises(BadInput, match="codec 'pca' is fitted to one manifest"):
         extract_parts(address_spec(codec={"name": "pca", "components": 4}), parts, tmp_path, HERE)
+
+
+def test_a_whole_manifest_goes_beside_a_cache_in_parts(material, built, parts, copy):
+    """One of its parts by itself, and all of its videos."""
+    before, out = digest(Path(str(copy))), Path(str(copy)).parent
+    for manifest in (parts.part(1), built):
+        cache = extract(material.spec, manifest, out, CPU)
+        assert cache.name == f"address-{manifest.folder.name}-{material.cache.fingerprint}"
+    assert digest(Path(str(copy))) == before
+
+
+def test_a_damaged_index_is_no_free_place(parts, copy):
+    (Path(str(copy)) / "parts.json").write_bytes(b"x")
+    with pytest.raises(BadInput, match=r"parts\.json is damaged"):
+        extract_parts(address_spec(), parts, Path(str(copy)).parent, HERE)
+    assert [path.name for path in Path(str(copy)).parent.glob("address-*")] == [copy.storage.name]
 
 
 def test_memory_of_what_looks_at_all_is_that_of_one_part(tmp_path, monkeypatch):

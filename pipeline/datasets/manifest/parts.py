@@ -120,13 +120,17 @@ class PartedManifest:
     def part(self, number: int, wanted: Wanted | None = None) -> Manifest:
         """A part, read and checked as `Manifest.load` does it. Raises BadInput that names it where
         it is not the one that the index means."""
-        manifest = Manifest.load(self.folder / part_name(number), self.root, wanted)
+        folder = self.folder / part_name(number)
+        again = "put back what was there, or make the parts again: stillframe manifest parts"
+        if not folder.is_dir():
+            raise BadInput(f"part {folder} is missing, which {self.folder / PARTS} lists", again)
+        manifest = Manifest.load(folder, self.root, wanted)
         listed = self.index.parts[number].digest
         if manifest.digest != listed:
             raise BadInput(
                 f"{manifest.folder} is another manifest than {self.folder / PARTS} lists: its "
                 f"digest is {manifest.digest}, wanted {listed}",
-                "put back what was there, or make the parts again: stillframe manifest parts",
+                again,
             )
         return manifest
 
