@@ -246,6 +246,16 @@ def test_a_sweep_ends_with_the_weights_of_one_on_the_whole_cache(material, built
         prepare(spec, open_cache(str(parted), chosen), tmp_path / "none")
 
 
+def test_a_training_follows_no_parts_that_are_not_done(built, copy, tmp_path):
+    chosen = select(built, tmp_path / "chosen", clips=["*v3*"])
+    part = copy.part(1)
+    (store,) = (store for store, videos in part.plan.items() if "b/v3.mp4" in videos)
+    forget_store(part, store)
+    cache = open_cache(str(copy), chosen)
+    with pytest.raises(BadInput, match="in parts, which no training follows, and 1 of the 1 sto"):
+        train(recipe(), cache, tmp_path / "run", chosen, follow=True)
+
+
 def test_what_is_not_chosen_is_not_held(built, parted, tmp_path):
     chosen = select(built, tmp_path / "chosen", clips=["*v3*"])
     cache = open_cache(str(parted), chosen)

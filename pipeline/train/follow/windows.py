@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from pipeline.cache.cache import Cache
+from pipeline.cache.parts.chosen import ChosenStores
 from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import TaskPlugin, labels_of, make_task
@@ -358,6 +359,13 @@ def open_followed(
     soon as enough of it has come: a batch of windows, and something to score. Raises BadInput for
     what cannot be trained."""
     cache, manifest = context.cache, context.manifest
+    if isinstance(cache, ChosenStores):
+        missing, stores = len(cache.missing_stores()), len(cache.plan)
+        raise BadInput(
+            f"{cache} is a cache in parts, which no training follows, and {missing} of the "
+            f"{stores} stores with videos of {manifest.folder} are missing",
+            "run extract again, and train when they are there",
+        )
     check([recipe], cache, manifest)
     task = make_task(recipe, labels_of(recipe, manifest))
     layers = layers_read(recipe, cache.shape)
