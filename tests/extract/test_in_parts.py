@@ -439,6 +439,8 @@ def test_commands_take_parts_or_say_in_one_line_what_to_do(place, tmp_path):
         (("plan", place.spec, data, place.recipe), whole),
         (("extract", place.spec, data, "--dry-run"), f"take one of its 3 parts, as {data}/00000"),
         (("extract", place.spec, place.spec, data), "extract one spec after the other"),
+        (("status", data), "name what was extracted from it"),
+        (("verify", data), "name what was extracted from it"),
         (("verify", cache, "--repair"), f"stillframe verify {cache}/00000 --repair"),
         (("derive", cache, "--set", "codec.name=int8"), of_one),
         (("export-features", cache, "--out", tmp_path / "none"), of_one),

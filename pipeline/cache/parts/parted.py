@@ -26,7 +26,7 @@ from pipeline.cache.storage.contract import Storage
 from pipeline.cache.storage.open import open_storage
 from pipeline.config.json_files import parse_json, to_json
 from pipeline.config.plugins import Settings
-from pipeline.datasets.manifest.manifest import PARTS
+from pipeline.datasets.manifest.manifest import CLIPS, PARTS
 from pipeline.datasets.manifest.parts import PARTS_FORMAT, PartsIndex, part_name
 from pipeline.errors import BadInput
 
@@ -84,6 +84,11 @@ class PartedCache:
             f"copy {PARTS} of the manifest it was extracted from here",
             range(PARTS_FORMAT, PARTS_FORMAT + 1),
         )
+        if self.storage.exists(f"{part_name(0)}/{CLIPS}"):
+            raise BadInput(
+                f"{self} is a manifest in parts, and a cache is wanted here",
+                "name what was extracted from it, as caches/NAME",
+            )
 
     def __str__(self) -> str:
         return str(self.storage)
