@@ -26,6 +26,7 @@ from pipeline.cache.shard.format import (
     equal_runs,
     read_index,
     runs_by_shard,
+    stepped_runs_by_shard,
 )
 from pipeline.cache.shard.page_cache import announce, copy_mapped, mapped
 from pipeline.cache.shard.reader import (
@@ -186,6 +187,28 @@ class StoreReader:
         layout, vouched = self.layout(name), self._vouched.get(name)
         if vouched is None or layout.compression != "none":
             return False
+        if kept_P is not None:
+            return self._is_kept_copied(name, rows, target, kept_P)
+        row_bytes, out = layout.row_bytes, target.reshape(len(rows), layout.row_bytes)
+        for number, runs in stepped_runs_by_shard(rows, layout.shard_frames, layout.chunk_frames):
+            path, begins = self._begins.get((name, number), ("", []))
+            if not begins:
+                return False
+            parts, first = [], number * layout.chunks
+            for at, count, chunk, within, step in runs:
+                if not vouched[first + chunk]:
+                    return False
+                offset = begins[chunk] + within * row_bytes
+                parts.append((offset, step * row_bytes, out[at : at + count]))
+            if not copy_mapped(path, parts):
+                return False
+        return True
+
+    def _is_kept_copied(
+        self, name: str, rows: tuple[int, ...], target: np.ndarray, kept_P: np.ndarray
+    ) -> bool:
+        """As `_is_copied`, of those tokens that are kept."""
+        layout, vouched = self.layout(name), self._vouched[name]
         out_bytes = len(target) // max(1, len(rows))
         for number, _, _, runs in runs_by_shard(rows, layout):
             path, begins = self._begins.get((name, number), ("", []))
@@ -195,10 +218,7 @@ class StoreReader:
             offsets = (begins[chunk] + within * layout.row_bytes for _, _, chunk, within in runs)
             outs = (target[at * out_bytes :][: count * out_bytes] for at, count, _, _ in runs)
             parts = list(zip(offsets, outs, strict=True))
-            if kept_P is None and not copy_mapped(path, parts):
-                return False
-            there = partial(mapped, path)
-            if kept_P is not None and not copy_kept(there, parts, layout.row_bytes, kept_P):
+            if not copy_kept(partial(mapped, path), parts, layout.row_bytes, kept_P):
                 return False
         return True
 

@@ -33,6 +33,10 @@ Run = tuple[int, int, int, int]
 many, chunk of their shard, and the first in that chunk."""
 
 
+SteppedRun = tuple[int, int, int, int, int]
+"""As a `Run`, of rows that lie equally far apart; last how far, in rows."""
+
+
 @dataclass(frozen=True)
 class ShardLayout:
     """Layout of the shards of one array."""
@@ -128,3 +132,23 @@ def _runs_by_shard(
         (rows[first] // shard_frames, first, stop, list(runs(first, stop)))
         for first, stop in equal_runs([row // shard_frames for row in rows])
     ]
+
+
+@lru_cache(maxsize=1024)
+def stepped_runs_by_shard(
+    rows: tuple[int, ...], shard_frames: int, chunk_frames: int
+) -> list[tuple[int, list[SteppedRun]]]:
+    """Number of each shard that rows lie in, one after the other, and their runs."""
+    shards: list[tuple[int, list[SteppedRun]]] = []
+    for index, row in enumerate(rows):
+        number, (chunk, within) = row // shard_frames, divmod(row % shard_frames, chunk_frames)
+        if not shards or shards[-1][0] != number:
+            shards.append((number, []))
+        runs = shards[-1][1]
+        step = within - (runs[-1][3] + (runs[-1][1] - 1) * runs[-1][4]) if runs else 0
+        if runs and runs[-1][2] == chunk and step > 0 and runs[-1][4] in (0, step):
+            first, count, _, begin, _ = runs[-1]
+            runs[-1] = first, count + 1, chunk, begin, step
+        else:
+            runs.append((index, 1, chunk, within, 0))
+    return shards

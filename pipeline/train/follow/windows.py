@@ -174,7 +174,9 @@ class FollowedWindows:
             while not self._may_take(left[0]):
                 self.arrivals.wait(f"training may not go beyond step {left[0]} of {self.steps} yet")
             for step, number, batch in read_ahead(
-                _read, self._jobs(left, batch_size, rank, world_size)
+                _read,
+                self._jobs(left, batch_size, rank, world_size),
+                lambda: self.now.windows.is_quick(),
             ):
                 self.round = number
                 yield step, batch

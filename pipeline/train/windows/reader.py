@@ -42,6 +42,8 @@ class WindowReader:
             stored_name(name, key): name != SPECIAL for name in tokens for key in self._codec_keys
         }
         """Stored name -> whether it is of patches, some of which a window may leave out."""
+        self.in_memory = False
+        """Whether all that was read last is known to have been in memory."""
 
     def read(self, windows: Sequence[WindowRows]) -> dict[str, Any]:
         """Stored name -> (B, T, ...), still in the codec's form, without the patches that a window
@@ -58,7 +60,7 @@ class WindowReader:
                 kept_P = window.kept_P if is_patches else None
                 reader = self.cache.reader(window.store)
                 reads.append(RowsToRead(reader, stored, window.rows_T, into, kept_P))
-        read_in_turn(reads)
+        self.in_memory = read_in_turn(reads)
         return arrays
 
     def tokens(
@@ -104,13 +106,16 @@ class RowsToRead(NamedTuple):
     kept_P: np.ndarray | None = None
 
 
-def read_in_turn(reads: Sequence[RowsToRead]) -> None:
+def read_in_turn(reads: Sequence[RowsToRead]) -> bool:
     """Reads one after the other. Where one came from the disk, it is asked for the next ones while
-    that is compared and copied."""
+    that is compared and copied. Returns whether all are known to have been in memory."""
+    were_there = True
     for index, read in enumerate(reads):
         if not read.reader.read_into(*read[1:]):
+            were_there = False
             for later in reads[index + 1 : index + 1 + READS_AHEAD]:
                 later.reader.ask(later.name, later.rows, later.kept_P)
+    return were_there
 
 
 def on_device(array: np.ndarray | Upload, device: torch.device) -> torch.Tensor:
@@ -120,12 +125,20 @@ def on_device(array: np.ndarray | Upload, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(array).to(device)
 
 
-def read_ahead(read: Callable[[Refs], Read], jobs: Iterable[Refs]) -> Iterator[Read]:
-    """`read` of every job, in order, up to `BATCHES_AHEAD` of them ahead of who asks."""
+def read_ahead(
+    read: Callable[[Refs], Read], jobs: Iterable[Refs], is_quick: Callable[[], bool]
+) -> Iterator[Read]:
+    """`read` of every job, in order: by threads, up to `BATCHES_AHEAD` of them ahead of who asks;
+    while it `is_quick`, when asked and no sooner."""
     with ThreadPoolExecutor(READERS, "read") as pool:
         waiting: deque[Future[Read]] = deque()
         try:
             for job in jobs:
+                while waiting and is_quick():
+                    yield waiting.popleft().result()
+                if is_quick():
+                    yield read(job)
+                    continue
                 waiting.append(pool.submit(read, job))
                 if len(waiting) > BATCHES_AHEAD:
                     yield waiting.popleft().result()

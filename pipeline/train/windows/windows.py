@@ -147,12 +147,12 @@ class Windows:
         """(step, this rank's part of its batch) for each of `steps`. Ranks must divide
         `batch_size`."""
         jobs = (self.order.batch(step, batch_size, rank, world_size) for step in steps)
-        yield from zip(steps, read_ahead(self.read, jobs), strict=True)
+        yield from zip(steps, read_ahead(self.read, jobs, self.is_quick), strict=True)
 
     def evaluation(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """This rank's share of the evaluation windows, in order; see `SampleOrder.evaluation`."""
         refs = self.order.evaluation(rank, world_size)
-        yield from read_ahead(self.read, self._evaluation_batches(refs, batch_size))
+        yield from read_ahead(self.read, self._evaluation_batches(refs, batch_size), self.is_quick)
 
     def _evaluation_batches(
         self, refs: Iterator[WindowRef], batch_size: int
@@ -165,6 +165,11 @@ class Windows:
                 size = max(1, min(batch_size, batch_size * self.settings.frames // frames))
             while batch := list(islice(alike, size)):
                 yield batch
+
+    def is_quick(self) -> bool:
+        """Whether reading is best done between the steps: out of memory, where the model is
+        computed by the cores that would read beside it."""
+        return self.uploads is None and self.reader.in_memory
 
     def read(self, refs: Sequence[WindowRef]) -> Batch:
         """The windows `refs`, with their truth."""
