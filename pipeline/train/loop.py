@@ -21,7 +21,7 @@ from pipeline.cache.cache import Cache
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.datasets.manifest.targets import Arrays, joined
-from pipeline.device import free_memory_bytes
+from pipeline.device import free_memory_bytes, keep_freed_memory
 from pipeline.errors import BadInput
 from pipeline.models.mixers import Moments
 from pipeline.models.step_memory import NotCounted, evaluation_batch
@@ -188,6 +188,7 @@ class TrainLoop:
 
     def fit(self) -> None:
         """Trains all to their last step, evaluating and saving on the way."""
+        keep_freed_memory()
         for trainer in self.running:
             trainer.restore()
         # Nobody writes a checkpoint before all have read theirs, and all have read the same.

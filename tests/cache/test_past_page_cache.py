@@ -1,14 +1,18 @@
-"""Rows that were read before and that the memory does not hold any more: straight from the disk."""
+"""Shards that are written past the page cache, and rows that are read so: those that were read before
+and that the memory does not hold any more."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
+import hashlib
 import os
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.cache.shard import direct, writer
 from pipeline.cache.storage.local import LocalFolder
@@ -16,6 +20,7 @@ from pipeline.cache.store import StoreReader
 from pipeline.errors import BadInput
 from tests.support.stores import STORE, reads, values, write
 
+fcntl = pytest.importorskip("fcntl")
 pytestmark = pytest.mark.skipif(
     not direct.HAS_DIRECT,
     reason="this system reads by its page cache alone",
@@ -110,3 +115,70 @@ def test_past_the_page_cache_a_cut_shard_and_a_broken_disk_are_named(tmp_path, m
         monkeypatch.setattr("os.preadv", lambda *_: (_ for _ in ()).throw(OSError(5, "no luck")))
         with pytest.raises(BadInput, match="layer_0/c/0/0/0 cannot be read: no luck"):
             reader.read_into("layer_0", np.arange(12), out)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    frames=st.integers(1, 90),
+    chunk=st.integers(1, 9),
+    chunks_per_shard=st.integers(1, 5),
+    batch=st.integers(1, 40),
+    tokens=st.sampled_from([1, 3, 700, 4096]),
+    staged=st.sampled_from([4096, 8192, 4 << 20]),
+    compression=st.sampled_from(["none", "zstd"]),
+)
+def test_what_is_written_past_the_page_cache_is_the_same_to_the_byte(
+    tmp_path_factory, frames, chunk, chunks_per_shard, batch, tokens, staged, compression
+):
+    arrays = {"a": values(frames, tokens, 3), "b": values(frames, 5, dtype="uint8")}
+    folder = tmp_path_factory.mktemp("stores")
+    files = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(direct, "STAGED_BYTES", staged)
+        for is_direct in (True, False):
+            patch.setattr(writer, "is_on_disk", lambda _, is_direct=is_direct: is_direct)
+            path = folder / f"{is_direct}"
+            receipt = write(path, arrays, chunk, chunk * chunks_per_shard, batch, compression)
+            whole = {name: (path / name).read_bytes() for name in receipt}
+            assert receipt == {
+                name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in whole.items()
+            }
+            files.append(whole)
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("refused", [errno.EINVAL, errno.ENOSPC])
+def test_a_refusal_to_write_past_the_page_cache(tmp_path, monkeypatch, refused):
+    """Of the way, there is another; of the bytes, the writing ends with the system's word."""
+    array, pwrite, refusals = values(40, 700, 3), os.pwrite, []
+
+    def write_or_refuse(handle, data, offset) -> int:
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_DIRECT and len(data):
+            refusals.append(offset)
+            if refused == errno.EINVAL or offset:
+                raise OSError(refused, os.strerror(refused))
+            return pwrite(handle, data[: len(data) // 2], offset)  # then there is no more room
+        return pwrite(handle, data, offset)
+
+    monkeypatch.setattr("os.pwrite", write_or_refuse)
+    if refused == errno.ENOSPC:
+        with pytest.raises(OSError, match="No space left"):
+            write(tmp_path / STORE, {"layer_0": array}, 8, 24, 10)
+        return
+    write(tmp_path / STORE, {"layer_0": array}, 8, 24, 10)
+    out = np.empty(array.shape, array.dtype)
+    StoreReader(LocalFolder(tmp_path), STORE).read_into("layer_0", np.arange(40), out)
+    np.testing.assert_array_equal(out, array)
+    assert refusals
+
+
+def test_only_a_disk_of_this_machine_is_written_to_and_read_so(monkeypatch, tmp_path):
+    monkeypatch.undo()
+    direct._file_system.cache_clear()
+    with (tmp_path / "file").open("wb") as file:
+        kind = direct._file_system(os.fstat(file.fileno()).st_dev)
+        assert direct.is_on_disk(file.fileno()) is (kind in direct.FILE_SYSTEMS)
+    with Path("/proc/self/status").open("rb") as file:
+        assert direct._file_system(os.fstat(file.fileno()).st_dev) == "proc"
+        assert not direct.is_on_disk(file.fileno())
+    assert direct._file_system(os.makedev(4000, 4000)) == ""

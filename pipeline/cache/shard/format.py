@@ -78,9 +78,14 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     """An array as np.empty gives, on a boundary of a cache line: what numpy allocates lies 16 bytes
     off, and reads into that are slower."""
     size = math.prod(shape) * dtype.itemsize
-    buffer = np.empty(size + ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % ALIGNMENT
-    return buffer[start : start + size].view(dtype).reshape(shape)
+    return aligned(np.empty(size + ALIGNMENT, np.uint8), shape, dtype)
+
+
+def aligned(buffer_B: np.ndarray, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """An array in a buffer that is longer by `ALIGNMENT`, from the first boundary on."""
+    start = -buffer_B.ctypes.data % ALIGNMENT
+    size = math.prod(shape) * dtype.itemsize
+    return buffer_B[start : start + size].view(dtype).reshape(shape)
 
 
 def read_index(file: BinaryIO, name: str, layout: ShardLayout) -> np.ndarray:

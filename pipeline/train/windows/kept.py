@@ -32,7 +32,7 @@ def kept_patches(
         kept_P[_some(ref.number, high * wide, count, settings.seed)] = True
         return kept_P
     rows, columns = settings.crop
-    rng = _rng([settings.seed, ref.number, CROPPED])
+    rng = quick_rng([settings.seed, ref.number, CROPPED])
     top, left = rng.integers((high - rows + 1, wide - columns + 1))
     places_HW = np.arange(high * wide).reshape(grid_hw)
     places_P = places_HW[top : top + rows, left : left + columns].ravel()
@@ -44,7 +44,7 @@ def kept_patches(
 
 def _some(number: int, places: int, count: int, seed: int) -> np.ndarray:
     """(K,) so many of the places, in any order."""
-    some_K: np.ndarray = _rng([seed, number, KEPT]).permutation(places)[:count]
+    some_K: np.ndarray = quick_rng([seed, number, KEPT]).permutation(places)[:count]
     return some_K
 
 
@@ -59,7 +59,7 @@ def require_fitting_crop(settings: WindowSettings, grid_hw: tuple[int, int], whe
         )
 
 
-def _rng(entropy: list[int]) -> np.random.Generator:
+def quick_rng(entropy: list[int]) -> np.random.Generator:
     """`np.random.default_rng(entropy)`, which takes longer than a small window to read: numpy
     itself cuts numbers into words of 32 bits more slowly."""
     if max(entropy) < 1 << 32:

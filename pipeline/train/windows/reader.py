@@ -3,9 +3,12 @@ device."""
 
 from __future__ import annotations
 
+import math
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -13,7 +16,7 @@ import torch
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.layout import SPECIAL, in_view, layer_name, stored_name, tokens_by_array
-from pipeline.cache.shard.format import aligned_empty
+from pipeline.cache.shard.format import ALIGNMENT, aligned
 from pipeline.cache.store import StoreReader
 from pipeline.device import Upload
 from pipeline.train.windows.index import WindowRows
@@ -30,6 +33,37 @@ Refs = TypeVar("Refs")
 Read = TypeVar("Read")
 
 
+class BatchMemory:
+    """Memory for batches, which is used again once nobody looks at it any more: new memory would
+    cost a page fault for every 4 KiB. Safe in threads."""
+
+    def __init__(self) -> None:
+        self._buffers: list[np.ndarray] = []
+        self._lock = Lock()
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        """An array as `aligned_empty` gives. What is free and of another size is let go of."""
+        size = math.prod(shape) * dtype.itemsize + ALIGNMENT
+        with self._lock:
+            counts = _references(self._buffers)
+            free = [n for n, count in enumerate(counts) if count == UNUSED]
+            fitting = next((n for n in free if len(self._buffers[n]) == size), None)
+            if fitting is None:
+                self._buffers = [each for n, each in enumerate(self._buffers) if n not in free]
+                fitting = len(self._buffers)
+                self._buffers.append(np.empty(size, np.uint8))
+            # Views of views refer to the array that owns the memory, which is how it is known.
+            return aligned(self._buffers[fitting], shape, dtype)
+
+
+def _references(arrays: list[np.ndarray]) -> list[int]:
+    return [sys.getrefcount(array) for array in arrays]
+
+
+UNUSED = _references([np.empty(0)])[0]
+"""References to an array that a list alone refers to, as Python counts them."""
+
+
 class WindowReader:
     """Tokens of windows out of a cache: special tokens, and the patches of `layers`."""
 
@@ -42,6 +76,7 @@ class WindowReader:
             stored_name(name, key): name != SPECIAL for name in tokens for key in self._codec_keys
         }
         """Stored name -> whether it is of patches, some of which a window may leave out."""
+        self._memory = BatchMemory()
         self.in_memory = False
         """Whether all that was read last is known to have been in memory."""
 
@@ -54,7 +89,7 @@ class WindowReader:
             (tokens, *tail), dtype = self.cache.arrays[name]
             if is_patches and some_P is not None:
                 tokens = int(some_P.sum())
-            arrays[name] = aligned_empty((len(windows), num_frames, tokens, *tail), dtype)
+            arrays[name] = self._memory.empty((len(windows), num_frames, tokens, *tail), dtype)
             for window, into in zip(windows, arrays[name], strict=True):
                 stored = in_view(window.ref.view, name)
                 kept_P = window.kept_P if is_patches else None

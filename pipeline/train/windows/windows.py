@@ -31,7 +31,7 @@ from pipeline.train.windows.index import (
     require_rate,
     windows_in,
 )
-from pipeline.train.windows.kept import kept_patches, require_fitting_crop
+from pipeline.train.windows.kept import kept_patches, quick_rng, require_fitting_crop
 from pipeline.train.windows.order import SampleOrder
 from pipeline.train.windows.reader import WindowReader, on_device, read_ahead
 
@@ -214,7 +214,7 @@ class Windows:
         """The rows, times and patches of one window, as the model sees it."""
         window = as_shown(self.index.locate(ref), self.clip(ref.clip), self.settings)
         kept_P = kept_patches(ref, self.cache.shape.grid_hw, self.settings)
-        return replace(window, kept_P=kept_P)
+        return window if kept_P is None else replace(window, kept_P=kept_P)
 
     def _truth(self, windows: Sequence[WindowRows]) -> Arrays:
         if self._targets is None:
@@ -226,7 +226,7 @@ class Windows:
         affines_F23 = self.cache.small_array(window.store, in_view(ref.view, AFFINE))
         rng = None
         if ref.number is not None:  # a pure function of seed and sample number, like the order
-            rng = np.random.default_rng([self.settings.seed, ref.number])
+            rng = quick_rng([self.settings.seed, ref.number])
         rows = self.index.clip_rows[ref.clip]
         time_s_T, affines_T23 = window.time_s_T - rows.zero_s, affines_F23[window.rows_T]
         truth = targets.window(clip, time_s_T, affines_T23, rows.step_s, rng)

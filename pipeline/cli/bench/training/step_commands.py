@@ -146,6 +146,9 @@ def bench_step(
             f"encoder.config.hidden_size={width}",
             f"encoder.config.image_size={16 * grid}",
             f"frames.size_px={16 * grid}",
+            # The demo's are so small that a training would have more of them than it keeps open.
+            "store.shard_mb=64",
+            "store.store_mb=64",
         ],
     )
     loaded = load_recipe(named_file("recipe", recipe), sets or [])
