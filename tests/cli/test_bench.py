@@ -388,13 +388,14 @@ def test_parts_of_an_extraction_are_told_apart():
     found = call(*words, "--json").json
     assert list(found["core_ms"]) == ["decode", "resize", "encoder", "codec", "write"]
     assert found["core_ms"]["encoder"] > 0 and found["start_core_ms"] > 0
-    assert 0 < found["writer_core_ms"] <= found["core_ms"]["write"]
+    assert found["core_ms"]["write"] > 0 and found["written_per_s"] > 0
     # Frames of the built-in world; 49 patches and CLS of width 64 in float16.
     assert (found["source_bytes"], found["stored_bytes"]) == (256 * 256 * 3, 50 * 64 * 2)
     # Four products of D x D and two of D x 128 for a token, in two layers; attention besides.
     assert found["flops"] > 2 * 50 * 2 * (4 * 64 * 64 + 2 * 64 * 128)
     shown = call(*words).out
     assert all(part in shown for part in found["core_ms"]) and "196.6 kB decoded" in shown
+    assert "a worker that did nothing but write would write" in shown
 
 
 def test_a_step_from_a_cache_stands_beside_one_on_resident_tokens(material):

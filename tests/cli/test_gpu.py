@@ -109,6 +109,7 @@ def test_files_of_tests_are_found_on_disk():
         "cache/test_codecs_on_device.py",
         "train/test_on_device.py",
         "train/test_step_options.py",
+        "extract/test_compile.py",
         "extract/test_on_device.py",
         "experiments/test_sweep.py",
         "video/test_transforms.py",

@@ -207,7 +207,9 @@ def _keys(
         else:
             described = schema["properties"][name]
             required = field.is_required()
-            keys.append(_key(path, name, values[name], described, field, required, who_set))
+            # A setting at its default may be left out of what is written down.
+            stands = values.get(name, to_jsonable_python(value))
+            keys.append(_key(path, name, stands, described, field, required, who_set))
     return tuple(keys), tables
 
 

@@ -118,10 +118,10 @@ def _show_parts(spec: CacheSpec, frames: int, device: torch.device | None, as_js
         console.show_json(asdict(found))
         return
     rows = [(part, f"{core_ms:.3f}") for part, core_ms in found.core_ms.items()]
-    rows.append(("write, in the one thread", f"{found.writer_core_ms:.3f}"))
     console.show_table("Every part alone", ("", "core-milliseconds a frame"), rows)
     console.show(
         f"a decoding process takes {found.start_core_ms:.0f} core-milliseconds to start\n"
+        f"a worker that did nothing but write would write {found.written_per_s:.0f} frames/s\n"
         f"a frame: {console.bytes_text(found.source_bytes)} decoded, "
         f"{console.bytes_text(found.stored_bytes)} stored, {found.flops / 1e9:.1f} GFLOP to encode"
     )

@@ -37,8 +37,8 @@ class ExtractionParts:
 
     core_ms: dict[str, float]
     """Part -> core-milliseconds a frame, in the order of a frame's way."""
-    writer_core_ms: float
-    """Of "write", what one thread does for a whole store: the others hash, each an array."""
+    written_per_s: float
+    """Frames that a worker writes and syncs in a second of the clock, if it does nothing else."""
     start_core_ms: float
     """To start a decoding process, once for each."""
     source_bytes: int
@@ -96,11 +96,11 @@ def _measured(
         store = spec.store
         layout = (cache.arrays, store.chunk_frames, shard_frames, store.compression)
         writer = StoreWriter(folder / "store", *layout)
-        begin_s = time.thread_time()
+        begin_s = time.perf_counter()
         for arrays in encoded:
             writer.append(arrays)
         writer.finish({}, {})
-        writer_s = time.thread_time() - begin_s
+        writing_s = time.perf_counter() - begin_s
     stored = batches * len(batch_NCHW)
     counts = {
         "resize": len(squares),
@@ -112,7 +112,7 @@ def _measured(
     return ExtractionParts(
         core_ms={"decode": decode_ms}
         | {part: spent.core_ms[part] / count for part, count in counts.items()},
-        writer_core_ms=1000 * writer_s / stored,
+        written_per_s=stored / writing_s,
         start_core_ms=few_ms - decode_ms * few,
         source_bytes=int(np.mean([block.transforms.frame_bytes for block in blocks])),
         stored_bytes=bytes_per_frame(spec, cache.shape),
