@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import mmap
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -170,6 +171,23 @@ def test_a_refusal_to_write_past_the_page_cache(tmp_path, monkeypatch, refused):
     StoreReader(LocalFolder(tmp_path), STORE).read_into("layer_0", np.arange(40), out)
     np.testing.assert_array_equal(out, array)
     assert refusals
+
+
+def test_a_kernel_without_large_pages(tmp_path, monkeypatch):
+    class SmallPages(mmap.mmap):
+        def madvise(self, *_) -> None:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr("mmap.mmap", SmallPages)
+    monkeypatch.setattr(direct, "_staging", direct._Staging())
+    array = values(40, 700, 3)
+    write(tmp_path / STORE, {"layer_0": array}, 8, 24, 10)
+    reader, out = StoreReader(LocalFolder(tmp_path), STORE), np.empty(array.shape, array.dtype)
+    with reads(maps=False):
+        for _ in range(2):
+            out[:] = 0
+            reader.read_into("layer_0", np.arange(40), out)
+            np.testing.assert_array_equal(out, array)
 
 
 def test_only_a_disk_of_this_machine_is_written_to_and_read_so(monkeypatch, tmp_path):

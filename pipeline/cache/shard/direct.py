@@ -15,7 +15,7 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
@@ -38,7 +38,8 @@ HAS_DIRECT = hasattr(os, "O_DIRECT") and hasattr(mmap, "MADV_HUGEPAGE")
 def large_pages(size_bytes: int) -> np.ndarray:
     """(size_bytes,) zeros, in large pages where there are some to be had."""
     memory = mmap.mmap(-1, size_bytes + LARGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    with suppress(OSError):  # of a kernel that has none
+        memory.madvise(mmap.MADV_HUGEPAGE)
     all_B = np.frombuffer(memory, np.uint8)
     begin = -all_B.ctypes.data % LARGE_PAGE
     return all_B[begin : begin + size_bytes]
