@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -53,10 +54,15 @@ def test_a_part_that_takes_too_long_is_ended_with_what_it_started(tmp_path):
     late = run(code, tmp_path, limit_s=10)
     assert late["outcome"] == "out of time" and late["rc"] != 0 and late["seconds"] < 60
     (child,) = map(int, late["tail"])
-    assert (
-        not Path(f"/proc/{child}/cmdline").exists()
-        or not Path(f"/proc/{child}/cmdline").read_bytes()
-    )  # a zombie has none
+    # The system ends a process that was killed some time after it was asked to.
+    assert any(is_gone(child) or time.sleep(0.1) for _ in range(300))
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return not Path(f"/proc/{pid}/cmdline").read_bytes()  # a zombie has none
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def test_files_are_whole_after_every_part(tmp_path):
