@@ -41,7 +41,7 @@ class FrameTransforms:
 
     @property
     def frame_bytes(self) -> int:
-        """Of one decoded frame."""
+        """Bytes of one decoded frame."""
         return self._sent.tensor[0].numel()
 
     def squares(

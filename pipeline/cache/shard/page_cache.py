@@ -37,26 +37,13 @@ if _mincore is not None:
 def copy_resident(file: BinaryIO, parts: Sequence[FilePart]) -> bool:
     """Fills `parts` from the page cache; False, and nothing is done, if any of their bytes is not
     in memory or lies past the end."""
-    mapped_B = _mapped(file)
-    return mapped_B is not None and _copied(mapped_B, parts)
+    return _copied(_mapped(file), [(offset, 0, out[None]) for offset, out in parts])
 
 
 def copy_mapped(path: str, parts: Sequence[RowsOfFile]) -> bool:
     """As `copy_resident`, of rows of a file that has been mapped and is not opened again; False
     also where there is none at `path`."""
-    mapped_B = _known(path)
-    if mapped_B is None:
-        return False
-    start, stop = len(mapped_B), 0
-    for offset, step_bytes, out in parts:
-        start = min(start, offset)
-        stop = max(stop, offset + (len(out) - 1) * step_bytes + out.shape[1])
-    if stop > len(mapped_B) or not _is_resident(mapped_B, start, stop):
-        return False
-    for offset, step_bytes, out in parts:
-        # Of all ways to look at the bytes so, the one that takes the least time.
-        out[:] = np.ndarray(out.shape, np.uint8, mapped_B, offset, (step_bytes, 1))
-    return True
+    return _copied(_known(path), parts)
 
 
 def mapped(path: str, start: int, stop: int) -> np.ndarray | None:
@@ -87,14 +74,19 @@ def _there(mapped_B: np.ndarray | None, start: int, stop: int) -> np.ndarray | N
     return mapped_B[start:stop]
 
 
-def _copied(mapped_B: np.ndarray, parts: Sequence[FilePart]) -> bool:
+def _copied(mapped_B: np.ndarray | None, parts: Sequence[RowsOfFile]) -> bool:
     """Whether `parts` of a mapped file were in memory, and have been filled from there."""
-    start = min([offset for offset, _ in parts], default=0)
-    stop = max([offset + len(out) for offset, out in parts], default=0)
-    if start == stop or stop > len(mapped_B) or not _is_resident(mapped_B, start, stop):
+    if mapped_B is None:
         return False
-    for offset, out in parts:
-        out[:] = mapped_B[offset : offset + len(out)]
+    start, stop = len(mapped_B), 0
+    for offset, step_bytes, out in parts:
+        start = min(start, offset)
+        stop = max(stop, offset + (len(out) - 1) * step_bytes + out.shape[1])
+    if start >= stop or stop > len(mapped_B) or not _is_resident(mapped_B, start, stop):
+        return False
+    for offset, step_bytes, out in parts:
+        # Of all ways to look at the bytes so, the one that takes the least time.
+        out[:] = np.ndarray(out.shape, np.uint8, mapped_B, offset, (step_bytes, 1))
     return True
 
 
