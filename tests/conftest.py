@@ -12,10 +12,15 @@ import pytest
 import torch
 from support.material import LENGTHS, SIDE_BY_SIDE, THREADS, Material, address_spec, address_video
 
+from pipeline.cache.parts.parted import PartedCache
 from pipeline.cli import console
 from pipeline.datasets.manifest import manifest
+from pipeline.datasets.manifest.edit import write_parts
 from pipeline.datasets.manifest.manifest import Manifest
+from pipeline.datasets.manifest.parts import PartedManifest
 from pipeline.extract import extract
+from pipeline.extract.execution import Execution
+from pipeline.extract.in_parts import extract_parts
 
 pytest_plugins = [
     "support.commands",
@@ -74,6 +79,20 @@ def built(videos, tmp_path_factory) -> Manifest:
     """Their manifest. Read only."""
     return manifest.build(
         "folder", videos, tmp_path_factory.mktemp("manifest"), {"val_fraction": 0.3}
+    )
+
+
+@pytest.fixture(scope="session")
+def parts(built, tmp_path_factory) -> PartedManifest:
+    """The six videos, two a part. Read only."""
+    return write_parts([built], tmp_path_factory.mktemp("parts") / "data", 2)
+
+
+@pytest.fixture(scope="session")
+def parted(parts, tmp_path_factory) -> PartedCache:
+    """Their cache in parts. Read only."""
+    return extract_parts(
+        address_spec(), parts, tmp_path_factory.mktemp("parted"), Execution(torch.device("cpu"))
     )
 
 

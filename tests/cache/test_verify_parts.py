@@ -21,25 +21,11 @@ from pipeline.cache.parts.parted import PartedCache
 from pipeline.cache.parts.summary import parted_status
 from pipeline.cache.parts.verification import verify_parts
 from pipeline.cache.verify import verify_cache
-from pipeline.datasets.manifest.edit import write_parts
-from pipeline.datasets.manifest.parts import PartedManifest
 from pipeline.errors import BadInput
 from pipeline.extract.execution import Execution
 from pipeline.extract.in_parts import extract_parts
 
 HERE = Execution(torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def parts(built, tmp_path_factory) -> PartedManifest:
-    """The six videos, two a part. Read only."""
-    return write_parts([built], tmp_path_factory.mktemp("parts") / "data", 2)
-
-
-@pytest.fixture(scope="module")
-def parted(parts, tmp_path_factory) -> PartedCache:
-    """Their cache in parts. Read only."""
-    return extract_parts(address_spec(), parts, tmp_path_factory.mktemp("parted"), HERE)
 
 
 @pytest.fixture(scope="module")

@@ -47,18 +47,6 @@ CPU = torch.device("cpu")
 HERE = Execution(CPU)
 
 
-@pytest.fixture(scope="module")
-def parts(built, tmp_path_factory) -> PartedManifest:
-    """The six videos, two a part. Read only."""
-    return write_parts([built], tmp_path_factory.mktemp("parts") / "data", 2)
-
-
-@pytest.fixture(scope="module")
-def parted(parts, tmp_path_factory) -> PartedCache:
-    """Their cache in parts. Read only."""
-    return extract_parts(address_spec(), parts, tmp_path_factory.mktemp("parted"), HERE)
-
-
 @pytest.fixture
 def copy(parted, tmp_path) -> PartedCache:
     shutil.copytree(str(parted), tmp_path / parted.storage.name)
